@@ -1,0 +1,1 @@
+"""Generated from protos/turnwise/v1 by protos/generate.py."""

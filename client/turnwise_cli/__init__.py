@@ -1,0 +1,1 @@
+"""The `turnwise` command: one file a verb."""

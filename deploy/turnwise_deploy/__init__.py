@@ -1,0 +1,1 @@
+"""Runs the parts together: on one machine, later on a Ray cluster."""

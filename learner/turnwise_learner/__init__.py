@@ -1,0 +1,1 @@
+"""The learner: journals facts, trains the policy with RLlib, broadcasts it."""

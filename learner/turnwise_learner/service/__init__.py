@@ -1,0 +1,1 @@
+"""One process: gRPC, journal, acknowledgements, policy broadcast, operator calls."""

@@ -1,0 +1,1 @@
+"""One process: reads the journal, assembles transitions, trains, checkpoints, publishes."""

@@ -59,8 +59,10 @@ def show(value: object, limit: int = 80) -> str:
 
 @dataclass(frozen=True)
 class Node:
-    """One value of the file and its path. Each reading method returns a value of its type in any case and
-    notes in `problems` what is wrong, so that one pass finds everything.
+    """One value of the file and its path.
+
+    Each reading method returns a value of its type in any case and notes in `problems` what is wrong, so that
+    one pass finds everything.
     """
 
     value: Any

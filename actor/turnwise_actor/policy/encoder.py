@@ -1,4 +1,4 @@
-"""From what a frontend sent to the policy's inputs. The layout is fixed by the domain:
+"""From what a frontend sent to the policy's inputs. The layout is fixed by the domain.
 
     text     present, then `size` hashed inputs: signed, L2-normalised
     slots    in domain order

@@ -1,4 +1,4 @@
-"""From Q-values to an action: pi = (1 - epsilon) * directed + epsilon * uniform(allowed), drawn from a seed."""
+"""From Q-values to an action: pi = (1 - epsilon) directed + epsilon uniform(allowed), drawn from a seed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def greedy(q: npt.NDArray[np.floating[Any]], allowed: Mask) -> Float32:
     if not np.isfinite(q[mask]).all():
         raise ValueError(f"q: got {q[mask]}; wanted finite values for the allowed actions")
     chosen = masked == best
-    return chosen.astype(np.float32) / np.float32(np.count_nonzero(chosen))
+    share = 1.0 / np.count_nonzero(chosen)
+    return np.where(chosen, np.float32(share), np.float32(0.0))
 
 
 def mix(directed: Float32, allowed: Mask, epsilon: float) -> Float32:

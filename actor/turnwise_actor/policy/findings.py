@@ -54,7 +54,7 @@ def _facts(domain: Domain) -> list[Finding]:
     if domain.state.text is not None:
         facts.append(_collisions(domain.state.text))
     if domain.gamma == 0.0:
-        message = "at gamma 0 each turn learns from its own feedback; feedback on the whole dialogue is kept, not learned"
+        message = "at gamma 0, feedback on the whole dialogue is kept but not learned; feedback on turns is"
         facts.append(Finding("fact", "learning.gamma", message))
     return facts
 
@@ -83,7 +83,7 @@ def _warnings(domain: Domain) -> list[Finding]:
         found.append(Finding("warning", "learning.n_step", "has no effect at gamma 0"))
     if domain.state.history:
         message = (
-            "own last actions as inputs slow learning; raise it only where the right answer depends on them"
+            "own last actions as inputs slow learning; use them only where the right answer depends on them"
         )
         found.append(Finding("warning", "state.history", message))
     return found
@@ -106,7 +106,8 @@ def _growth_errors(new: Domain, old: Domain) -> list[Finding]:
         message = f"got {got_text}; wanted size {old.state.text.size}, as before: every word hangs on it"
         errors.append(Finding("error", "state.text", message))
     if new.rewards.range[0] > old.rewards.range[0] or new.rewards.range[1] < old.rewards.range[1]:
-        message = f"got {list(new.rewards.range)}; wanted {list(old.rewards.range)} or wider: ratings given would lie outside"
+        got_range, wanted = list(new.rewards.range), list(old.rewards.range)
+        message = f"got {got_range}; wanted {wanted} or wider: ratings already given would lie outside"
         errors.append(Finding("error", "rewards.range", message))
     return errors
 

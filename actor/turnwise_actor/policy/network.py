@@ -123,7 +123,8 @@ def _tanh(y: Float32) -> Float32:
 def _silu(y: Float32) -> Float32:
     # x * sigmoid(x), by tanh because exp overflows.
     half = y * np.float32(0.5)
-    return half * (np.float32(1.0) + np.tanh(half))
+    result: Float32 = half * (np.float32(1.0) + np.tanh(half))
+    return result
 
 
 _ACTIVATIONS: dict[str, Callable[[Float32], Float32]] = {"relu": _relu, "tanh": _tanh, "silu": _silu}

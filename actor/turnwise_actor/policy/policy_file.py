@@ -205,7 +205,7 @@ def _read_about(data: bytes) -> dict[str, Any]:
 
 def _read_tensors(data: bytes) -> dict[str, Float32]:
     try:
-        tensors = dict(safetensors.deserialize(data))
+        tensors = dict(safetensors.deserialize(data))  # type: ignore[no-untyped-call]
     except safetensors.SafetensorError as error:
         raise PolicyFileError(f"policy file: {error}") from error
     return {name: _read_tensor(name, tensor) for name, tensor in tensors.items()}

@@ -1,4 +1,4 @@
-"""The shape of a policy's network, shared by the actor's numpy forward pass and the learner's torch module."""
+"""The shape of a policy's network, which the actor runs in numpy and the learner in torch."""
 
 from __future__ import annotations
 
@@ -91,8 +91,9 @@ class NetworkSpec:
 
 
 def default_spec(domain: Domain) -> NetworkSpec:
-    """The network of a domain: one hidden layer of 128 relu units with layer norm, unless `learning` names
-    `hidden`, `activation` or `layer_norm`.
+    """The network of a domain: one hidden layer of 128 relu units with layer norm.
+
+    `hidden`, `activation` and `layer_norm` under the domain's `learning` change that.
     """
     return NetworkSpec(
         inputs=Encoder(domain).size,

@@ -48,25 +48,36 @@ class Broadcast:
     def __init__(self) -> None:
         self.current: PolicyOnAir | None = None
         self._changed = asyncio.Event()
+        self._closed = False
 
     def put(self, policy: PolicyOnAir) -> bool:
         """Puts a policy on air unless a newer one is; False: it was not newer."""
         if self.current is not None and policy.version <= self.current.version:
             return False
         self.current = policy
-        changed, self._changed = self._changed, asyncio.Event()
-        changed.set()
+        self._wake()
         return True
 
+    def close(self) -> None:
+        """Subscribers end once they have the newest."""
+        self._closed = True
+        self._wake()
+
     async def newer_than(self, have: PolicyVersion) -> AsyncIterator[PolicyOnAir]:
-        """The newest policy at once if it is newer than `have`, then each newer one; never ends."""
+        """The newest policy at once if it is newer than `have`, then each newer one, until `close`."""
         while True:
             changed, policy = self._changed, self.current
             if policy is not None and policy.version > have:
                 have = policy.version
                 yield policy
+            elif self._closed:
+                return
             else:
                 await changed.wait()
+
+    def _wake(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
 
 
 def newest_policy(folder: Path, fingerprint: str) -> tuple[Path, Policy] | None:

@@ -21,7 +21,7 @@ class ServiceConfig:
     start_trainer: bool = True
     """False: no trainer child; a trainer started elsewhere may attach."""
     trainer_command: tuple[str, ...] = (sys.executable, "-m", "turnwise_learner.trainer")
-    """Program of the trainer child; `--data`, `--domain`, `--service`, `--parent-pid` and the options follow."""
+    """Program of the trainer child; --data, --domain, --service, --parent-pid and the options follow."""
     trainer_options: tuple[str, ...] = ()
     """Options handed to the trainer as they are."""
     max_pending_bytes: int = 32 << 20

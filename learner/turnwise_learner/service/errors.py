@@ -1,12 +1,14 @@
 """How the learner's services report errors: a status code, a message for people, details for programs."""
 
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 import grpc
+import grpc.aio
 from google.protobuf import any_pb2
+
 from turnwise.v1 import status_pb2
 
-Context = grpc.aio.ServicerContext[Any, Any]
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 _BAD_REQUEST_URL = "type.googleapis.com/google.rpc.BadRequest"
 _DETAILS_KEY = "grpc-status-details-bin"

@@ -26,7 +26,9 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _ROW_OVERHEAD_BYTES = 512
-_INSERT = "INSERT OR IGNORE INTO facts (key, dialogue_id, kind, time_ms, actor, body) VALUES (?, ?, ?, ?, ?, ?)"
+_INSERT = (
+    "INSERT OR IGNORE INTO facts (key, dialogue_id, kind, time_ms, actor, body) VALUES (?, ?, ?, ?, ?, ?)"
+)
 
 
 class JournalLock:
@@ -43,7 +45,9 @@ class JournalLock:
         except BlockingIOError:
             holder = os.read(self._file, 32).decode(errors="replace").strip() or "unknown"
             os.close(self._file)
-            raise JournalError(f"another learner (pid {holder}) holds {path}: one learner a journal") from None
+            raise JournalError(
+                f"another learner (pid {holder}) holds {path}: one learner a journal"
+            ) from None
         os.ftruncate(self._file, 0)
         os.write(self._file, f"{os.getpid()}\n".encode())
 

@@ -4,20 +4,28 @@ Every function takes the journal's connection and runs inside one of its transac
 `Journal.submit`.
 """
 
+import json
+import logging
 import sqlite3
 from pathlib import Path
 
 from turnwise.v1 import dialogue_pb2, training_pb2
+from turnwise_actor.policy import PolicyVersion
 from turnwise_learner.service.journal import now_ms
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "turnwise.json"
+"""What a checkpoint says of itself."""
 
 _COLUMNS = "generation, number, published_ms, learned_through, updates, checkpoint, cause"
 
 
-def add_domain(connection: sqlite3.Connection, fingerprint: str, json: str) -> None:
+def add_domain(connection: sqlite3.Connection, fingerprint: str, text: str) -> None:
     """Keeps a domain beside the facts written under it; its phrasing may have changed since."""
     connection.execute(
         "INSERT INTO domains VALUES (?, ?, ?) ON CONFLICT (fingerprint) DO UPDATE SET json = excluded.json",
-        (fingerprint, json, now_ms()),
+        (fingerprint, text, now_ms()),
     )
 
 
@@ -45,14 +53,22 @@ def add_version(connection: sqlite3.Connection, published: training_pb2.PolicyPu
     )
 
 
-def add_checkpoint(connection: sqlite3.Connection, generation: int, updates: int, path: str) -> bool:
-    """Records a checkpoint on the version that has exactly its parameters; False: there is none."""
+def add_checkpoint(connection: sqlite3.Connection, version: PolicyVersion, path: str) -> bool:
+    """Records the checkpoint that holds a version; False: the version is not recorded."""
     cursor = connection.execute(
-        "UPDATE versions SET checkpoint = ? WHERE generation = ? AND number = "
-        "(SELECT max(number) FROM versions WHERE generation = ? AND updates = ?)",
-        (path, generation, generation, updates),
+        "UPDATE versions SET checkpoint = ? WHERE generation = ? AND number = ?",
+        (path, version.generation, version.number),
     )
     return cursor.rowcount > 0
+
+
+def version_held(checkpoint: Path) -> PolicyVersion | None:
+    """The version that a checkpoint folder says it holds; None: it says none."""
+    try:
+        return PolicyVersion.parse(json.loads((checkpoint / MANIFEST).read_text())["version"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        log.warning("checkpoint %s does not say which version it holds: %r", checkpoint, error)
+        return None
 
 
 def recent_versions(connection: sqlite3.Connection, limit: int) -> list[training_pb2.VersionInfo]:
@@ -61,11 +77,11 @@ def recent_versions(connection: sqlite3.Connection, limit: int) -> list[training
     return [_info(row) for row in connection.execute(query, (limit,)).fetchall()]
 
 
-def checkpoints(connection: sqlite3.Connection) -> dict[tuple[int, int], str]:
-    """(generation, number) to checkpoint folder, newest first, of all versions that can be gone back to."""
+def checkpoints(connection: sqlite3.Connection) -> dict[PolicyVersion, str]:
+    """Checkpoint folders of all versions that can be gone back to, newest first."""
     query = "SELECT generation, number, checkpoint FROM versions WHERE checkpoint IS NOT NULL "
     rows = connection.execute(query + "ORDER BY generation DESC, number DESC").fetchall()
-    return {(generation, number): path for generation, number, path in rows if Path(path).is_dir()}
+    return {PolicyVersion(*version): path for *version, path in rows if Path(path).is_dir()}
 
 
 def _info(row: tuple[int, int, int, int, int, str | None, str | None]) -> training_pb2.VersionInfo:

@@ -165,6 +165,25 @@ class LocalDeployment:
                     )
                 self._stopping.wait(_READY_EVERY_S)
 
+    @property
+    def ready(self) -> bool:
+        """True once the deployment has served, and until it is asked to stop."""
+        return self._ready.is_set() and not self._stopping.is_set()
+
+    def wait(self) -> None:
+        """Returns when the deployment is asked to stop.
+
+        Raises:
+            DeploymentError: The supervisor itself failed.
+        """
+        while not self._stopping.wait(0.2):
+            if self._failure:
+                raise DeploymentError(self._failure)
+
+    def request_stop(self) -> None:
+        """Has the supervisor begin to stop and returns at once; safe in a signal handler."""
+        self._stopping.set()
+
     def stop(self) -> None:
         """Drains the actors, then has the learner save and end. Harmless when nothing runs."""
         self._stopping.set()

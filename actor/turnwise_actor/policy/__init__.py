@@ -1,0 +1,62 @@
+"""What acts: domain, encoder, network, exploration, policy file. Pure numpy; no gRPC, no wire types."""
+
+from turnwise_actor.policy.domain import (
+    ActionSpec,
+    BoolSlot,
+    CategorySlot,
+    DialogueSpec,
+    Domain,
+    NumberSlot,
+    RewardSpec,
+    Slot,
+    StateSpec,
+    TextSpec,
+)
+from turnwise_actor.policy.domain_file import DomainError, Problem
+from turnwise_actor.policy.encoder import Encoder, EncodingError, FieldViolation, RawObservation
+from turnwise_actor.policy.explore import decision_seed, draw, greedy, mix
+from turnwise_actor.policy.findings import Finding, check_domain, collision_rate
+from turnwise_actor.policy.network import Network, check_parameters
+from turnwise_actor.policy.policy_file import (
+    Exploration,
+    Policy,
+    PolicyFileError,
+    PolicyVersion,
+    initial_policy,
+)
+from turnwise_actor.policy.spec import NetworkSpec, default_spec
+
+__all__ = [
+    "ActionSpec",
+    "BoolSlot",
+    "CategorySlot",
+    "DialogueSpec",
+    "Domain",
+    "DomainError",
+    "Encoder",
+    "EncodingError",
+    "Exploration",
+    "FieldViolation",
+    "Finding",
+    "Network",
+    "NetworkSpec",
+    "NumberSlot",
+    "Policy",
+    "PolicyFileError",
+    "PolicyVersion",
+    "Problem",
+    "RawObservation",
+    "RewardSpec",
+    "Slot",
+    "StateSpec",
+    "TextSpec",
+    "check_domain",
+    "check_parameters",
+    "collision_rate",
+    "decision_seed",
+    "default_spec",
+    "draw",
+    "greedy",
+    "initial_policy",
+    "mix",
+]

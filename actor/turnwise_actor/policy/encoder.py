@@ -1,0 +1,286 @@
+"""From what a frontend sent to the policy's inputs. The layout is fixed by the domain.
+
+    text     present, then `size` hashed inputs: signed, L2-normalised
+    slots    in domain order
+             category: present, one input a category, `<other>`
+             number:   present, clamped, value scaled to [-1, 1]
+             bool:     present, value -1 or 1
+    features as given
+    history  newest first: one input an action
+
+An absent text or slot is all zeros. `Encoder.feature_names` names every input; a grown domain keeps the
+names of its predecessor's inputs, and weights are carried over by name.
+
+Text becomes lower-case NFKC words. A word counts 1, a pair of neighbours 1, and the character 3-grams of a
+word (padded with a space at both ends) count 1 together, so that misspelt and inflected words stay close.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from hashlib import blake2b
+
+import numpy as np
+import numpy.typing as npt
+
+from turnwise_actor.policy.domain import OTHER, BoolSlot, CategorySlot, Domain, NumberSlot, Slot
+from turnwise_actor.policy.domain_file import did_you_mean, show
+
+Float32 = npt.NDArray[np.float32]
+
+MAX_TEXT_CHARS = 4096
+"""The rest of a longer text is ignored."""
+
+_CACHED_WORD_CHARS = 32
+# Everything but white space, ASCII punctuation (' and _ excepted), Latin-1 symbols, general and CJK
+# punctuation. Not \w: that would cut words of scripts with combining vowel signs.
+_WORD = re.compile(
+    r"[^\s\x00-\x26\x28-\x2f\x3a-\x40\x5b-\x5e\x60\x7b-\xa9\xab-\xb4\xb6-\xb9\xbb-\xbf"
+    r"\u2000-\u200b\u200e-\u206f\u3000-\u303f\ufeff]+"
+)
+
+
+@dataclass(frozen=True)
+class RawObservation:
+    """What the bot sees at one turn, as the frontend sent it. `features`: <float32>[F]."""
+
+    text: str | None = None
+    slots: Mapping[str, str | float | bool] = field(default_factory=dict)
+    features: Float32 | None = None
+
+
+@dataclass(frozen=True)
+class FieldViolation:
+    """One field of an observation that does not fit the domain."""
+
+    field: str
+    got: str
+    wanted: str
+
+    def __str__(self) -> str:
+        return f"{self.field}: got {self.got}; wanted {self.wanted}"
+
+
+class EncodingError(ValueError):
+    """An observation that does not fit the domain. Lists every violation, not only the first."""
+
+    def __init__(self, violations: Sequence[FieldViolation]) -> None:
+        self.violations = list(violations)
+        super().__init__("; ".join(map(str, self.violations)))
+
+
+class Encoder:
+    """Encodes observations of one domain. Immutable; one serves a whole process."""
+
+    size: int
+    """Number of inputs."""
+
+    def __init__(self, domain: Domain) -> None:
+        state = domain.state
+        self._text_size = state.text.size if state.text else 0
+        self._features = state.features
+        self._history = state.history
+        self._slots = dict(state.slots)
+        self._action_ids = domain.action_ids
+        self._action_index = domain.action_index
+        self._slot_at: dict[str, int] = {}
+        at = self._text_size + 1 if state.text else 0
+        for name, slot in self._slots.items():
+            self._slot_at[name] = at
+            at += _slot_width(slot)
+        self._features_at = at
+        self._history_at = at + self._features
+        self._category_at = {
+            name: {word: self._slot_at[name] + 1 + i for i, word in enumerate(slot.categories)}
+            for name, slot in self._slots.items()
+            if isinstance(slot, CategorySlot)
+        }
+        self.size = self._history_at + self._history * len(self._action_ids)
+
+    def validate(self, raw: RawObservation) -> None:
+        """Checks an observation against the domain.
+
+        Raises:
+            EncodingError: with all violations.
+        """
+        violations: list[FieldViolation] = []
+        if raw.text is not None:
+            self._validate_text(raw.text, violations)
+        for name, value in raw.slots.items():
+            self._validate_slot(name, value, violations)
+        if raw.features is not None or self._features:
+            self._validate_features(raw.features, violations)
+        if violations:
+            raise EncodingError(violations)
+
+    def encode(self, raw: RawObservation, history: Sequence[str] = ()) -> Float32:
+        """The policy's inputs, <float32>[size].
+
+        Args:
+            raw: validated here, too.
+            history: ids of the policy's own last actions in this dialogue, oldest first; only the last
+                `state.history` of them are used.
+
+        Raises:
+            EncodingError: the observation or the history does not fit the domain.
+        """
+        self.validate(raw)
+        x = np.zeros(self.size, np.float32)
+        if raw.text is not None:
+            x[0] = 1.0
+            _encode_text(raw.text, self._text_size, x)
+        for name, value in raw.slots.items():
+            self._encode_slot(name, value, x)
+        if self._features and raw.features is not None:
+            x[self._features_at : self._history_at] = raw.features
+        if self._history and history:
+            self._encode_history(history, x)
+        return x
+
+    def feature_names(self) -> list[str]:
+        """A name for every input, unique, the same in every grown domain."""
+        names = ["text", *(f"text[{i}]" for i in range(self._text_size))] if self._text_size else []
+        for name, slot in self._slots.items():
+            names += [f"slots[{name}]{suffix}" for suffix in _slot_suffixes(slot)]
+        names += [f"features[{i}]" for i in range(self._features)]
+        names += [f"history[{lag}]={a}" for lag in range(1, self._history + 1) for a in self._action_ids]
+        return names
+
+    def _validate_text(self, text: object, violations: list[FieldViolation]) -> None:
+        if not self._text_size:
+            violations.append(FieldViolation("observation.text", show(text), "none: the domain has no text"))
+        elif not isinstance(text, str):
+            violations.append(FieldViolation("observation.text", show(text), "a string"))
+
+    def _validate_slot(self, name: str, value: object, violations: list[FieldViolation]) -> None:
+        slot = self._slots.get(name)
+        if slot is None:
+            hint = did_you_mean(name, self._slots)
+            known = (
+                f"one of the slots {', '.join(self._slots)}"
+                if self._slots
+                else "none: the domain has no slots"
+            )
+            violations.append(FieldViolation(f"observation.slots[{name}]", "an unknown slot", known + hint))
+        elif (wanted := _slot_wanted(slot, value)) is not None:
+            violations.append(FieldViolation(f"observation.slots[{name}]", show(value), wanted))
+
+    def _validate_features(self, features: object, violations: list[FieldViolation]) -> None:
+        wanted = f"{self._features} float32" if self._features else "none: the domain has no features"
+        if features is None:
+            violations.append(FieldViolation("observation.features", "nothing", wanted))
+        elif not isinstance(features, np.ndarray) or features.dtype.kind not in "fiu":
+            violations.append(FieldViolation("observation.features", show(features), wanted))
+        elif features.shape != (self._features,):
+            got = f"{features.size}" if features.ndim == 1 else f"shape {features.shape}"
+            violations.append(FieldViolation("observation.features", got, wanted))
+        elif self._features and not math.isfinite(features.astype(np.float64, copy=False).sum()):
+            self._validate_finite(features, violations)
+
+    def _validate_finite(self, features: npt.NDArray[np.generic], violations: list[FieldViolation]) -> None:
+        for index in np.flatnonzero(~np.isfinite(features))[:8]:
+            got, where = str(features[index]), f"observation.features[{index}]"
+            violations.append(FieldViolation(where, got, "a finite number"))
+
+    def _encode_slot(self, name: str, value: str | float | bool, x: Float32) -> None:
+        slot, at = self._slots[name], self._slot_at[name]
+        x[at] = 1.0
+        if isinstance(slot, CategorySlot):
+            places = self._category_at[name]
+            x[places.get(str(value), at + 1 + len(places))] = 1.0
+        elif isinstance(slot, NumberSlot):
+            number = min(max(float(value), slot.min), slot.max)
+            x[at + 1] = number != value
+            x[at + 2] = 2.0 * ((number - slot.min) / (slot.max - slot.min)) - 1.0
+        else:
+            x[at + 1] = 1.0 if value else -1.0
+
+    def _encode_history(self, history: Sequence[str], x: Float32) -> None:
+        actions = len(self._action_ids)
+        for lag, action_id in enumerate(reversed(history[-self._history :])):
+            index = self._action_index.get(action_id)
+            if index is None:
+                hint = did_you_mean(action_id, self._action_ids)
+                where = f"history[{len(history) - 1 - lag}]"
+                raise EncodingError([FieldViolation(where, show(action_id), f"an action id{hint}")])
+            x[self._history_at + lag * actions + index] = 1.0
+
+
+def _slot_width(slot: Slot) -> int:
+    return len(_slot_suffixes(slot))
+
+
+def _slot_suffixes(slot: Slot) -> list[str]:
+    match slot:
+        case CategorySlot(categories):
+            return ["", *(f"={word}" for word in categories), f"={OTHER}"]
+        case NumberSlot():
+            return ["", ".clamped", ".value"]
+        case BoolSlot():
+            return ["", ".value"]
+
+
+def _slot_wanted(slot: Slot, value: object) -> str | None:
+    """What the slot wants, where the value is something else."""
+    match slot:
+        case CategorySlot():
+            return None if isinstance(value, str) else "a string"
+        case BoolSlot():
+            return None if isinstance(value, bool | np.bool_) else "true or false"
+        case NumberSlot():
+            if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.number):
+                return "a number"
+            return None if math.isfinite(float(value)) else "a finite number"
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text as the encoder sees them."""
+    text = text[:MAX_TEXT_CHARS]
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text).replace("\u2019", "'")
+    words = _WORD.findall(text.lower())
+    return [word.strip("'") or word for word in words] if "'" in text else words
+
+
+def _encode_text(text: str, size: int, x: Float32) -> None:
+    """Writes the hashed words of a text to x[1 : 1 + size]."""
+    sums: dict[int, float] = {}
+    previous = ""
+    for word in words_of(text):
+        entries = _word_entries if len(word) <= _CACHED_WORD_CHARS else _word_entries.__wrapped__
+        for at, value in entries(word, size):
+            sums[at] = sums.get(at, 0.0) + value
+        if previous:
+            pair = _pair_entry if len(word) + len(previous) <= _CACHED_WORD_CHARS else _pair_entry.__wrapped__
+            at, value = pair(previous, word, size)
+            sums[at] = sums.get(at, 0.0) + value
+        previous = word
+    norm = math.sqrt(sum(value * value for value in sums.values()))
+    if norm > 0.0:
+        x[list(sums)] = np.array(list(sums.values())) / norm
+
+
+@lru_cache(maxsize=8192)
+def _word_entries(word: str, size: int) -> tuple[tuple[int, float], ...]:
+    """Inputs and weights of a word and its character 3-grams."""
+    padded = f" {word} "
+    grams = [padded[i : i + 3] for i in range(len(padded) - 2)]
+    weight = 1.0 / math.sqrt(len(grams))
+    return (_hashed(f"w{word}", size, 1.0), *(_hashed(f"c{gram}", size, weight) for gram in grams))
+
+
+@lru_cache(maxsize=8192)
+def _pair_entry(first: str, second: str, size: int) -> tuple[int, float]:
+    return _hashed(f"b{first} {second}", size, 1.0)
+
+
+def _hashed(token: str, size: int, weight: float) -> tuple[int, float]:
+    """Place in 1..size and signed weight of a token; the same on every machine, for ever."""
+    digest = blake2b(token.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    number = int.from_bytes(digest, "little")
+    return 1 + (number >> 1) % size, weight if number & 1 else -weight

@@ -1,0 +1,130 @@
+"""The forward pass in numpy. D: inputs, H: hidden units, A: actions, B: batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from turnwise_actor.policy.spec import LAYER_NORM_EPS, NetworkSpec
+
+Float32 = npt.NDArray[np.float32]
+
+
+def check_parameters(spec: NetworkSpec, parameters: Mapping[str, npt.NDArray[np.generic]]) -> None:
+    """Checks that names, shapes and types are those of the spec and every number is finite.
+
+    Raises:
+        ValueError: naming the parameter.
+    """
+    shapes = spec.parameter_shapes()
+    missing, unknown = shapes.keys() - parameters.keys(), parameters.keys() - shapes.keys()
+    if missing or unknown:
+        raise ValueError(f"parameters: missing {sorted(missing)}, unknown {sorted(unknown)}")
+    for name, shape in shapes.items():
+        value = parameters[name]
+        if value.shape != shape or value.dtype != np.float32:
+            raise ValueError(f"{name}: got {value.dtype}{list(value.shape)}; wanted float32{list(shape)}")
+        if not np.isfinite(value).all():
+            raise ValueError(f"{name}: got {np.count_nonzero(~np.isfinite(value))} NaN or infinite numbers")
+
+
+class Network:
+    """Q-values of one set of parameters. Immutable; safe to share between threads."""
+
+    def __init__(self, spec: NetworkSpec, parameters: Mapping[str, Float32]) -> None:
+        check_parameters(spec, parameters)
+        self.spec = spec
+        self._layers = [_layer(spec, i, parameters) for i in range(len(spec.hidden))]
+        self._activate = _ACTIVATIONS[spec.activation]
+        self._head_weight = np.ascontiguousarray(parameters["head.weight"])
+        self._head_bias = np.ascontiguousarray(parameters["head.bias"])
+
+    def q_values(self, obs: Float32) -> Float32:
+        """Q-values of one observation or of a batch.
+
+        Args:
+            obs: <float32>[D] or <float32>[B, D].
+
+        Returns:
+            <float32>[A] or <float32>[B, A].
+        """
+        if obs.ndim not in (1, 2) or obs.shape[-1] != self.spec.inputs:
+            raise ValueError(
+                f"obs: got shape {obs.shape}; wanted [{self.spec.inputs}] or [B, {self.spec.inputs}]"
+            )
+        x = obs if obs.dtype == np.float32 else obs.astype(np.float32)
+        forward = _forward_one if x.ndim == 1 else _forward_batch
+        for layer in self._layers:
+            x = self._activate(forward(layer, x))
+        if x.ndim == 1:
+            q: Float32 = self._head_weight.dot(x)
+        else:
+            q = x @ self._head_weight.T
+        q += self._head_bias
+        return q
+
+
+@dataclass(frozen=True)
+class _Layer:
+    weight: Float32
+    bias: Float32
+    scale: Float32 | None
+    shift: Float32 | None
+
+
+def _layer(spec: NetworkSpec, i: int, parameters: Mapping[str, Float32]) -> _Layer:
+    weight, bias = parameters[f"hidden.{i}.weight"], parameters[f"hidden.{i}.bias"]
+    if not spec.layer_norm:
+        return _Layer(np.ascontiguousarray(weight), np.ascontiguousarray(bias), None, None)
+    # A layer norm begins by subtracting the mean over the units, which is linear in W and b: done here once.
+    weight64, bias64 = weight.astype(np.float64), bias.astype(np.float64)
+    return _Layer(
+        np.ascontiguousarray(weight64 - weight64.mean(axis=0), dtype=np.float32),
+        np.ascontiguousarray(bias64 - bias64.mean(), dtype=np.float32),
+        np.ascontiguousarray(parameters[f"norm.{i}.weight"]),
+        np.ascontiguousarray(parameters[f"norm.{i}.bias"]),
+    )
+
+
+def _forward_one(layer: _Layer, x: Float32) -> Float32:
+    y: Float32 = layer.weight.dot(x)
+    y += layer.bias
+    if layer.scale is not None and layer.shift is not None:
+        variance = float(y.dot(y)) / len(y)
+        y *= np.float32(1.0 / math.sqrt(variance + LAYER_NORM_EPS))
+        y *= layer.scale
+        y += layer.shift
+    return y
+
+
+def _forward_batch(layer: _Layer, x: Float32) -> Float32:
+    y: Float32 = x @ layer.weight.T
+    y += layer.bias
+    if layer.scale is not None and layer.shift is not None:
+        variance = np.einsum("bh,bh->b", y, y)[:, None] / np.float32(y.shape[1])
+        y /= np.sqrt(variance + np.float32(LAYER_NORM_EPS))
+        y *= layer.scale
+        y += layer.shift
+    return y
+
+
+def _relu(y: Float32) -> Float32:
+    return np.maximum(y, np.float32(0.0), out=y)
+
+
+def _tanh(y: Float32) -> Float32:
+    return np.tanh(y, out=y)
+
+
+def _silu(y: Float32) -> Float32:
+    # x * sigmoid(x), by tanh because exp overflows.
+    half = y * np.float32(0.5)
+    result: Float32 = half * (np.float32(1.0) + np.tanh(half))
+    return result
+
+
+_ACTIVATIONS: dict[str, Callable[[Float32], Float32]] = {"relu": _relu, "tanh": _tanh, "silu": _silu}

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import click
-from turnwise.v1 import training_pb2
 
+from turnwise.v1 import training_pb2
 from turnwise_cli.learner_calls import learner_address, learner_options, operator
 
 SAVE_TIMEOUT_S = 120.0

@@ -9,7 +9,7 @@ from turnwise_cli.verbs import cli
 @click.command(short_help="Print the shell's completion script.")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def command(shell: str) -> None:
-    """Print the completion script of a shell.
+    r"""Print the completion script of a shell.
 
     \b
     bash:  eval "$(turnwise completion bash)"      in ~/.bashrc

@@ -9,17 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
-from turnwise.v1 import dialogue_pb2
-from turnwise_learner.journal import JournalReader, Row
 
+from turnwise.v1 import dialogue_pb2
 from turnwise_cli.journal_file import facts, open_journal
 from turnwise_cli.learner_calls import data_option, version_text
 from turnwise_cli.wire_json import Json, plain
+from turnwise_learner.journal import JournalReader, Row
 
 COLUMNS = (
-    "seq", "time", "dialogue_id", "fact", "user", "mode", "decision_id", "parent_id", "index", "text", "slots",
-    "features", "allowed", "action", "probabilities", "policy_version", "how", "teacher", "revision", "reward",
-    "correction", "retraction", "comment", "outcome", "terminated", "key", "actor",
+    "seq", "time", "dialogue_id", "fact", "user", "mode", "decision_id", "parent_id", "index", "text",
+    "slots", "features", "allowed", "action", "probabilities", "policy_version", "how", "teacher", "revision",
+    "reward", "correction", "retraction", "comment", "outcome", "terminated", "key", "actor",
 )  # fmt: skip
 """Of the CSV, in order. Lists and mappings are JSON."""
 
@@ -46,7 +46,7 @@ def command(data: Path, form: str, after: int) -> None:
 
 
 class FactLines:
-    """Turns facts into flat mappings; knows the action ids of every domain that the journal was written under."""
+    """Turns facts into flat mappings; knows the action ids of every domain in the journal."""
 
     def __init__(self, journal: JournalReader) -> None:
         self._journal = journal

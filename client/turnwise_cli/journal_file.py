@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+
 from turnwise_learner.journal import JournalError, JournalReader, Row, journal_path
 
 PAGE_FACTS = 2048

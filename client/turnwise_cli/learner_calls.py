@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import click
 import grpc
+
 from turnwise.v1 import dialogue_pb2, training_pb2_grpc
 
 DEFAULT_ADDRESS = "localhost:50050"

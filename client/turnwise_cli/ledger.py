@@ -8,11 +8,11 @@ from pathlib import Path
 import click
 from rich.console import Console
 from rich.table import Table
-from turnwise.v1 import training_pb2
-from turnwise_learner.journal import Row
 
+from turnwise.v1 import training_pb2
 from turnwise_cli.journal_file import facts, open_journal
 from turnwise_cli.learner_calls import data_option
+from turnwise_learner.journal import Row
 
 SHOWN_PROBLEMS = 20
 
@@ -75,7 +75,9 @@ class Ledger:
             self._count_feedback(dialogue_id, decision_id, given)
         counts = self.counts
         self._equal("decided", counts["decided"], "confirmed + unconfirmed", "confirmed", "unconfirmed")
-        self._equal("confirmed", counts["confirmed"], "shown + overridden + dropped", "shown", "overridden", "dropped")
+        self._equal(
+            "confirmed", counts["confirmed"], "shown + overridden + dropped", "shown", "overridden", "dropped"
+        )
         parts = ("rewards", "corrections", "superseded", "retracted", "retractions", "comments")
         self._equal("feedback", counts["feedback"], "its parts", *parts)
         return self
@@ -118,7 +120,11 @@ class Ledger:
         if not decision.parent_id:
             if decision.index and not self._continued.get(decision.dialogue_id):
                 self.problems.append(f"{where} has no parent; wanted only of turn 0")
-        elif parent is not None and parent.dialogue_id == decision.dialogue_id and parent.index + 1 != decision.index:
+        elif (
+            parent is not None
+            and parent.dialogue_id == decision.dialogue_id
+            and parent.index + 1 != decision.index
+        ):
             self.problems.append(f"{where} follows turn {parent.index}: a gap in the turns")
         if decision_id not in self._confirmed:
             self.counts["unconfirmed"] += 1
@@ -130,7 +136,8 @@ class Ledger:
     def _count_feedback(self, dialogue_id: str, decision_id: str, given: list[tuple[int, str]]) -> None:
         withdrawn = max((revision for revision, kind in given if kind == "retraction"), default=-1)
         newest = {
-            lesson: max((revision for revision, kind in given if kind == lesson), default=-1) for lesson in _LESSONS
+            lesson: max((revision for revision, kind in given if kind == lesson), default=-1)
+            for lesson in _LESSONS
         }
         live = 0
         for revision, kind in given:
@@ -152,7 +159,7 @@ class Ledger:
 @click.command(short_help="Check that every turn in the journal is accounted for.")
 @data_option
 def command(data: Path) -> int:
-    """Check that every turn in the journal is accounted for.
+    r"""Check that every turn in the journal is accounted for.
 
     \b
     decided   = confirmed + unconfirmed

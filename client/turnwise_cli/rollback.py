@@ -3,14 +3,14 @@
 from pathlib import Path
 
 import click
-from turnwise.v1 import dialogue_pb2, training_pb2
 
+from turnwise.v1 import dialogue_pb2, training_pb2
 from turnwise_cli.learner_calls import learner_address, learner_options, operator, version_text
 
 ROLLBACK_TIMEOUT_S = 120.0
 
 
-class VersionType(click.ParamType):
+class VersionType(click.ParamType[dialogue_pb2.PolicyVersion]):
     """`GENERATION.NUMBER`."""
 
     name = "version"
@@ -21,7 +21,7 @@ class VersionType(click.ParamType):
         """Parses `3.17`."""
         generation, _, number = str(value).partition(".")
         if not (generation.isdigit() and number.isdigit()):
-            self.fail(f"got {value!r}; wanted GENERATION.NUMBER as in `turnwise versions`, e.g. 3.17", param, ctx)
+            self.fail(f"got {value!r}; wanted GENERATION.NUMBER as listed by `turnwise versions`", param, ctx)
         return dialogue_pb2.PolicyVersion(generation=int(generation), number=int(number))
 
 

@@ -13,8 +13,8 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
-from turnwise.v1 import training_pb2, training_pb2_grpc
 
+from turnwise.v1 import training_pb2, training_pb2_grpc
 from turnwise_cli.learner_calls import (
     CALL_TIMEOUT_S,
     explain,
@@ -99,7 +99,9 @@ def problems(status: training_pb2.LearnerStatus) -> list[str]:
     """What the operator should know, one line each."""
     found = []
     if not status.trainer_alive:
-        found.append("the trainer is away: facts are journaled and answers go on, nothing is learned meanwhile")
+        found.append(
+            "the trainer is away: facts are journaled and answers go on, nothing is learned meanwhile"
+        )
     if status.trainer.paused:
         found.append("learning is paused: `Resume` of the operator service goes on with it")
     if not status.actors:
@@ -135,7 +137,10 @@ def _facts(status: training_pb2.LearnerStatus, address: str, now: int) -> Table:
     row("turns", f"{trainer.turns:,}, of which rated {trainer.rated_turns:,}; lessons {trainer.lessons:,}")
     row("updates", f"{trainer.updates:,}, owed {trainer.updates_owed:,}, forgone {trainer.updates_forgone:,}")
     dialogues = f"{status.dialogues:,} dialogues, {status.ended:,} ended, {trainer.open_dialogues:,} open"
-    row("replay", f"{trainer.replay_rows:,} of {trainer.replay_capacity:,} rows, {trainer.evicted_rows:,} evicted")
+    row(
+        "replay",
+        f"{trainer.replay_rows:,} of {trainer.replay_capacity:,} rows, {trainer.evicted_rows:,} evicted",
+    )
     row("journal", f"cursor {status.journal_cursor:,}, {_bytes(status.journal_bytes)}; {dialogues}")
     row("", f"{status.decisions:,} decisions, {status.feedback:,} feedback")
     row("checkpoint", _checkpoint(trainer.last_checkpoint, now))
@@ -149,7 +154,17 @@ def _facts(status: training_pb2.LearnerStatus, address: str, now: int) -> Table:
 
 def _actors(status: training_pb2.LearnerStatus, now: int) -> Table:
     table = Table(box=box.SIMPLE_HEAD, title="actors", title_justify="left", title_style="bold")
-    for name in ("address", "state", "policy", "behind", "turns", "pending", "spooled", "streams", "last seen"):
+    for name in (
+        "address",
+        "state",
+        "policy",
+        "behind",
+        "turns",
+        "pending",
+        "spooled",
+        "streams",
+        "last seen",
+    ):
         right = name in ("behind", "turns", "pending", "streams")
         table.add_column(name, justify="right" if right else "left", no_wrap=name == "address")
     for actor in sorted(status.actors, key=lambda actor: actor.report.address):

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import FrameType
 
 import click
+
 from turnwise_deploy.data_folder import DataFolderInUseError
 from turnwise_deploy.local import DeploymentError, LocalConfig, LocalDeployment
 
@@ -15,18 +16,41 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @click.command(short_help="Run a learner and actors on this machine.")
 @click.option("--domain", type=click.Path(path_type=Path), required=True, help="The domain file.")
-@click.option("--data", type=click.Path(path_type=Path), default=LocalConfig.data, show_default=True,
-              help="Folder of journal, checkpoints, policies and logs; made where it is missing.")  # fmt: skip
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    default=LocalConfig.data,
+    show_default=True,
+    help="Folder of journal, checkpoints, policies, logs; made if missing.",
+)
 @click.option("--actors", type=int, default=LocalConfig.actors, show_default=True, help="Actor processes.")
 @click.option("--host", default=LocalConfig.host, show_default=True, help="Address to listen at.")
-@click.option("--port", type=int, default=LocalConfig.port, show_default=True,
-              help="Port of the first actor; the next ones follow. 0: free ones.")  # fmt: skip
-@click.option("--learner-port", type=int, default=LocalConfig.learner_port, show_default=True,
-              help="Port of the learner. 0: a free one.")  # fmt: skip
-@click.option("--learner-arg", "learner_arguments", multiple=True,
-              help="One more argument for the learner; see `turnwise learner --help`. May be repeated.")  # fmt: skip
-@click.option("--actor-arg", "actor_arguments", multiple=True,
-              help="One more argument for each actor; see `turnwise actor --help`. May be repeated.")  # fmt: skip
+@click.option(
+    "--port",
+    type=int,
+    default=LocalConfig.port,
+    show_default=True,
+    help="Port of the first actor; the next ones follow. 0: free ones.",
+)
+@click.option(
+    "--learner-port",
+    type=int,
+    default=LocalConfig.learner_port,
+    show_default=True,
+    help="Port of the learner. 0: a free one.",
+)
+@click.option(
+    "--learner-arg",
+    "learner_arguments",
+    multiple=True,
+    help="One more argument of `turnwise learner`; may be repeated.",
+)
+@click.option(
+    "--actor-arg",
+    "actor_arguments",
+    multiple=True,
+    help="One more argument of `turnwise actor`; may be repeated.",
+)
 def command(**settings: object) -> int:
     """Run a learner and actors on this machine.
 

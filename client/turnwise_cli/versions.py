@@ -8,14 +8,22 @@ from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from turnwise.v1 import training_pb2
 
-from turnwise_cli.learner_calls import CALL_TIMEOUT_S, learner_address, learner_options, operator, version_text
+from turnwise.v1 import training_pb2
+from turnwise_cli.learner_calls import (
+    CALL_TIMEOUT_S,
+    learner_address,
+    learner_options,
+    operator,
+    version_text,
+)
 
 
 @click.command(short_help="List the policy versions.")
 @learner_options
-@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="How many, newest first.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="How many, newest first."
+)
 def command(learner: str | None, data: Path, limit: int) -> None:
     """List the policy versions, newest first.
 

@@ -1,11 +1,10 @@
 """Messages as JSON values for people and `jq`: numbers as numbers, enums by name, bytes as hex."""
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
-Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
 
 def plain(message: Message) -> dict[str, Json]:
@@ -17,15 +16,15 @@ def plain(message: Message) -> dict[str, Json]:
     return result
 
 
-def _value(field: FieldDescriptor, value: object) -> Json:
+def _value(field: Any, value: Any) -> Json:
     if field.message_type is not None and field.message_type.GetOptions().map_entry:
-        return {str(key): _scalar(item, None) for key, item in dict(value).items()}  # type: ignore[call-overload]
+        return {str(key): _scalar(item, None) for key, item in value.items()}
     if field.is_repeated:
-        return [_scalar(item, field) for item in value]  # type: ignore[attr-defined]
+        return [_scalar(item, field) for item in value]
     return _scalar(value, field)
 
 
-def _scalar(value: object, field: FieldDescriptor | None) -> Json:
+def _scalar(value: object, field: Any) -> Json:
     if isinstance(value, Message):
         return plain(value)
     if isinstance(value, bytes):

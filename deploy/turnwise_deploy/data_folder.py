@@ -36,9 +36,10 @@ class DataFolder:
         """The file of the keys that seal continuation tokens."""
         return self.path / "keys" / "token-keys.json"
 
-    def spool(self, address: str) -> Path:
-        """Where the actor at an address keeps facts while the learner is away."""
-        return self.path / "spool" / address.replace(":", "-")
+    @property
+    def spool(self) -> Path:
+        """Where the actors keep facts while the learner is away, each in a folder of its own."""
+        return self.path / "spool"
 
     def lock(self, wait_s: float, say: Callable[[str], None]) -> None:
         """Makes the folder and takes its lock.

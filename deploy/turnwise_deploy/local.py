@@ -1,7 +1,6 @@
 """A learner and its actors on this machine, as `turnwise up` runs them.
 
-    with LocalDeployment(LocalConfig(domain=Path("domain.yaml"))) as up:
-        turnwise.Client(up.actors)
+Tests and benchmarks use it as a context manager: inside the block, `actors` and `learner` are its addresses.
 """
 
 import contextlib
@@ -14,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from turnwise_deploy.child import Child
 from turnwise_deploy.data_folder import DataFolder
@@ -230,11 +230,10 @@ class LocalDeployment:
                 inherit,
             ),
         )
+        folder.spool.mkdir(exist_ok=True)
         for actor in self.actors:
-            spool = folder.spool(actor)
-            spool.mkdir(parents=True, exist_ok=True)
             arguments = ("-m", "turnwise_actor", "--domain", domain, "--learner", self.learner)
-            places = ("--listen", actor, "--keys", str(folder.keys), "--spool", str(spool))
+            places = ("--listen", actor, "--keys", str(folder.keys), "--spool", str(folder.spool))
             yield (
                 actor,
                 Child(
@@ -263,7 +262,9 @@ class LocalDeployment:
 
     def _tend(self, child: Child) -> None:
         if (code := child.poll()) is not None:
-            if not self._ready.is_set() and (code == _USAGE_ERROR or child.deaths >= self.config.start_attempts):
+            if not self._ready.is_set() and (
+                code == _USAGE_ERROR or child.deaths >= self.config.start_attempts
+            ):
                 self._failure = f"the {child.name} {_ended(code)} while starting; {child.log} ends with\n"
                 self._failure += child.log_tail()
             else:
@@ -329,13 +330,12 @@ def _bound(host: str, port: int, setting: str) -> socket.socket:
     return listener
 
 
-def _resolve(host: str, port: int) -> tuple[int, int, int, str, tuple[str | int, ...]]:
+def _resolve(host: str, port: int) -> tuple[int, int, int, str, tuple[Any, ...]]:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except socket.gaierror as error:
-        raise DeploymentError(f"--host: {host!r} is not an address of this machine ({error.strerror})") from error
-    family, kind, protocol, name, address = found[0]
-    return family, kind, protocol, name, tuple(address)
+        raise DeploymentError(f"--host: {host!r} is no address ({error.strerror})") from error
+    return found[0]
 
 
 def _check_installed() -> None:

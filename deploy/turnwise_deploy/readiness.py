@@ -5,6 +5,7 @@ from types import TracebackType
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
 from turnwise.v1 import training_pb2, training_pb2_grpc
 
 CALL_TIMEOUT_S = 2.0

@@ -350,9 +350,9 @@ def _check_installed() -> None:
 def _check_domain(path: Path) -> None:
     from turnwise_actor.policy import Domain, DomainError
 
+    if not path.is_file():
+        raise DeploymentError(f"there is no domain file {path}; name it with --domain")
     try:
         Domain.load(path)
-    except FileNotFoundError as error:
-        raise DeploymentError(f"there is no domain file {path}; name it with --domain") from error
-    except (OSError, DomainError) as error:
-        raise DeploymentError(f"{path}: {error}") from error
+    except DomainError as error:
+        raise DeploymentError(str(error)) from error

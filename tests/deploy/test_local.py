@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from turnwise_deploy.data_folder import DataFolderInUseError
 from turnwise_deploy.local import DeploymentError, LocalConfig, LocalDeployment
 

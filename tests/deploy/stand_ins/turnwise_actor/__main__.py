@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
 from turnwise.v1 import dialogue_pb2, training_pb2, training_pb2_grpc
 
 

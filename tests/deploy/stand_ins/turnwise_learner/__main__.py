@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
+
 from turnwise.v1 import dialogue_pb2, training_pb2, training_pb2_grpc
 
 GENERATION = dialogue_pb2.PolicyVersion(generation=1, number=1)

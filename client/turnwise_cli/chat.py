@@ -71,7 +71,7 @@ async def _type(conversation: Conversation) -> None:
     with patch_stdout(raw=True):
         while True:
             try:
-                line = await session.prompt_async("you› ")
+                line = await session.prompt_async("you> ")
             except KeyboardInterrupt:  # the line is cleared
                 continue
             except EOFError:
@@ -82,7 +82,7 @@ async def _type(conversation: Conversation) -> None:
 async def _read(conversation: Conversation) -> None:
     """Lines from a pipe or a file, each done with before the next."""
     while line := await asyncio.to_thread(sys.stdin.readline):
-        conversation.console.print(f"you› {line.rstrip()}", markup=False, highlight=False)
+        conversation.console.print(f"you> {line.rstrip()}", markup=False, highlight=False)
         await conversation.handle(line)
         await conversation.lessons_shown()
 

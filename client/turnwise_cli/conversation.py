@@ -294,7 +294,7 @@ class Conversation:
         following = ", ".join(f"{action} {value:+.2f}" for action, value in others)
         chosen = f"{turn.action} {turn.q_values[turn.action]:+.2f}, probability {turn.probability:.2f}"
         why = f"{chosen}, version {turn.policy_version}" + (f"; then {following}" if following else "")
-        self._show(f"[bold cyan]bot›[/] {escape(turn.say)}")
+        self._show(f"[bold cyan]bot>[/] {escape(turn.say)}")
         self._note(why)
         if not turn.recorded:
             self._show(

@@ -75,7 +75,9 @@ def main() -> int:
 def parse_options() -> Options:
     """From the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("demo-out"), help="folder for data, log and curve")
+    parser.add_argument(
+        "--out", type=Path, default=HERE.parents[1] / "demo-out", help="folder for data and curve"
+    )
     parser.add_argument(
         "--seed", type=int, default=1, help="of the teacher: phrases and lengths of dialogues"
     )
@@ -113,8 +115,9 @@ def run(options: Options, console: Console, deployment: Deployment) -> None:
     console.print(counters_table(before, after))
     check_resumed(before, after, right, options.goal)
     console.print(
-        f"Taught with {teacher.ratings} ratings: {exams[-1][1]} of {len(phrases)} right. Stopped, started again: "
-        f"{right} of {len(phrases)} right, nothing lost. {time.monotonic() - began:.0f} s in all.",
+        f"Taught with {teacher.ratings} ratings: {exams[-1][1]} of {len(phrases)} right. Stopped, "
+        f"started again: {right} of {len(phrases)} right, nothing lost. "
+        f"{time.monotonic() - began:.0f} s in all.",
         style="bold green",
     )
     console.print(f"Curve: {options.out / 'learning-curve.png'}. Talk to it yourself:")
@@ -213,11 +216,13 @@ def counters_table(before: dict[str, Any], after: dict[str, Any]) -> Table:
     for name, words in COUNTERS.items():
         table.add_row(words, f"{before['trainer'][name]:,}", f"{after['trainer'][name]:,}")
     table.add_row("journal cursor", f"{before['journal_cursor']:,}", f"{after['journal_cursor']:,}")
-    versions = [
-        f"{told['published']['generation']}.{told['published']['number']}" for told in (before, after)
-    ]
-    table.add_row("policy version", *versions)
+    table.add_row("policy version", *(version(told["published"]) for told in (before, after)))
     return table
+
+
+def version(published: dict[str, Any]) -> str:
+    """Of a policy, as people write it."""
+    return f"{published['generation']}.{published['number']}"
 
 
 def check_resumed(before: dict[str, Any], after: dict[str, Any], right: int, goal: int) -> None:

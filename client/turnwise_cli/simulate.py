@@ -10,10 +10,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import click
-import turnwise
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+
+import turnwise
 
 _WORDS = (
     "please", "ticket", "today", "friday", "price", "refund", "open", "seat", "hello", "change", "size",
@@ -26,9 +27,7 @@ _MAX_TURNS = 5
 
 @click.command(short_help="Let simulated people talk to the bot and rate it.")
 @click.argument("addresses", nargs=-1, metavar="[ADDRESS]...")
-@click.option(
-    "--dialogues", type=click.IntRange(min=1), default=100, show_default=True, help="How many in all."
-)
+@click.option("--dialogues", type=click.IntRange(min=1), default=100, show_default=True, help="In all.")
 @click.option(
     "--at-once", type=click.IntRange(min=1), default=10, show_default=True, help="Dialogues open at a time."
 )
@@ -42,9 +41,7 @@ _MAX_TURNS = 5
 @click.option(
     "--rated", type=click.FloatRange(0, 1), default=1.0, show_default=True, help="Share of the turns rated."
 )
-@click.option(
-    "--phrases", type=click.IntRange(min=1), default=50, show_default=True, help="Different phrases."
-)
+@click.option("--phrases", type=click.IntRange(min=1), default=50, show_default=True, help="How many.")
 @click.option("--mode", type=click.Choice(["teach", "serve", "evaluate"]), default="teach", show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 def command(

@@ -1,0 +1,70 @@
+"""`python -m turnwise_learner`: the learner's service, which starts and keeps the trainer."""
+
+import argparse
+import asyncio
+import logging
+import logging.handlers
+import sys
+from pathlib import Path
+
+from turnwise_actor.policy import DomainError
+from turnwise_learner.journal import JournalError
+from turnwise_learner.service import ServiceConfig, serve
+
+_TRAINER_OPTIONS = {
+    "checkpoint_every_s": "seconds between two checkpoints",
+    "checkpoint_every_turns": "turns between two checkpoints",
+    "keep_checkpoints": "how many of the newest checkpoints are kept",
+}
+_LEVELS = ("debug", "info", "warning", "error")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m turnwise_learner", description=__doc__)
+    parser.add_argument("--domain", type=Path, required=True, metavar="FILE", help="the domain file")
+    parser.add_argument("--data", type=Path, default=Path("turnwise-data"), metavar="FOLDER")
+    parser.add_argument("--listen", default=ServiceConfig.listen, metavar="HOST:PORT", help="port 0: any")
+    parser.add_argument("--no-trainer", action="store_true", help="start no trainer; one may attach")
+    for name, text in _TRAINER_OPTIONS.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", metavar="N", help=f"handed to the trainer: {text}")
+    parser.add_argument("--log-level", choices=_LEVELS, default="info")
+    parser.add_argument("--log-file", type=Path, metavar="FILE", help="instead of standard error")
+    return parser
+
+
+def _config(arguments: argparse.Namespace) -> ServiceConfig:
+    options: list[str] = []
+    for name in _TRAINER_OPTIONS:
+        value = getattr(arguments, name)
+        if value is not None:
+            options += [f"--{name.replace('_', '-')}", value]
+    return ServiceConfig(
+        domain=arguments.domain.resolve(),
+        data=arguments.data.resolve(),
+        listen=arguments.listen,
+        start_trainer=not arguments.no_trainer,
+        trainer_options=tuple(options),
+    )
+
+
+def _configure_logging(level: str, file: Path | None) -> None:
+    handler = logging.StreamHandler() if file is None else logging.handlers.WatchedFileHandler(file)
+    logging.basicConfig(
+        level=level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        handlers=[handler],
+    )
+
+
+def main() -> None:
+    """Runs until SIGTERM or SIGINT. Exit code 0 then; 1 with a message when it cannot start."""
+    arguments = _parser().parse_args()
+    try:
+        _configure_logging(arguments.log_level, arguments.log_file)
+        asyncio.run(serve(_config(arguments)))
+    except (DomainError, JournalError, OSError, ValueError) as error:
+        sys.exit(f"turnwise_learner: {error}")
+
+
+if __name__ == "__main__":
+    main()

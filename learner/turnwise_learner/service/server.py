@@ -1,0 +1,218 @@
+"""Puts the parts of the service together, and takes them apart in order."""
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from turnwise.v1 import dialogue_pb2, training_pb2, training_pb2_grpc
+from turnwise_actor.policy import Domain
+from turnwise_learner.journal import journal_path
+from turnwise_learner.service import versions
+from turnwise_learner.service.actors import Actors
+from turnwise_learner.service.broadcast import Broadcast, PolicyOnAir, newest_policy
+from turnwise_learner.service.config import ServiceConfig
+from turnwise_learner.service.journal import Journal, JournalLock
+from turnwise_learner.service.operator import OperatorServicer
+from turnwise_learner.service.standing_orders import StandingOrders
+from turnwise_learner.service.supervisor import Supervisor
+from turnwise_learner.service.trainer_link import TrainerLink, TrainerServicer
+from turnwise_learner.service.training import TrainingServicer
+
+log = logging.getLogger(__name__)
+
+_SERVICES = tuple(
+    training_pb2.DESCRIPTOR.services_by_name[name].full_name for name in ("Training", "Operator", "Trainer")
+)
+_LAST_CALLS_S = 0.5
+"""Time for calls in flight, once the trainer has ended."""
+_PARAMETERS = (
+    # Without this a second server binds the same port and takes half of the connections.
+    ("grpc.so_reuseport", 0),
+    # A dead machine sends no reset.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+)
+
+
+class Service:
+    """The learner's service process: started once, stopped once.
+
+    Life: `start` opens the journal, listens, starts the trainer child. `stop` takes no more facts, lets the
+    trainer end while its last messages are still heard, then ends the remaining calls and closes the journal.
+    """
+
+    def __init__(
+        self, config: ServiceConfig, domain: Domain, journal: Journal, orders: StandingOrders
+    ) -> None:
+        self._config = config
+        self._domain = domain
+        self._orders = orders
+        self.journal = journal
+        self.broadcast = Broadcast()
+        self.address = ""
+        """HOST:PORT, once it listens."""
+        self._actors = Actors()
+        self._link = TrainerLink(journal, self.broadcast, config.policies, orders)
+        self._training = TrainingServicer(journal, self.broadcast, self._actors, domain.fingerprint)
+        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        self._server = grpc.aio.server(
+            options=(*_PARAMETERS, ("grpc.max_receive_message_length", config.max_message_bytes))
+        )
+        self.supervisor: Supervisor | None = None
+        """Set while a trainer child is kept."""
+
+    async def start(self) -> None:
+        """Listens, then starts the trainer.
+
+        Raises:
+            OSError: The address cannot be listened on.
+        """
+        await self._recall()
+        self._register()
+        self.address = self._config.address(self._bind())
+        await self._server.start()
+        for name in ("", *_SERVICES):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        _replace(self._config.data / "learner.address", self.address)
+        log.info("listening on %s, journal at %d", self.address, self.journal.last_cursor)
+        if self._config.start_trainer:
+            self.supervisor = self._supervise()
+            self.supervisor.start()
+
+    async def stop(self) -> None:
+        """Ends everything but the journal, in order; see the class."""
+        log.info("stopping: facts are no longer taken")
+        await self._health.enter_graceful_shutdown()
+        self._training.drain()
+        if self.supervisor is not None:
+            await self.supervisor.stop()
+        self.broadcast.close()
+        await self._server.stop(_LAST_CALLS_S)
+        (self._config.data / "learner.address").unlink(missing_ok=True)
+
+    async def _recall(self) -> None:
+        """Puts the newest policy on air, and records what a killed service could not."""
+        found = newest_policy(self._config.policies, self._domain.fingerprint)
+        if found is not None:
+            path, policy = found
+            self.broadcast.put(PolicyOnAir.of(policy.version, policy.learned_through, path.read_bytes()))
+            version = dialogue_pb2.PolicyVersion(
+                generation=policy.version.generation, number=policy.version.number
+            )
+            published = training_pb2.PolicyPublished(
+                version=version,
+                learned_through=policy.learned_through,
+                updates=policy.updates,
+                file=path.name,
+            )
+            await self.journal.submit(lambda c: versions.add_version(c, published))
+        for manifest in (self._config.data / "checkpoints").glob(f"*/{versions.MANIFEST}"):
+            await self._recall_checkpoint(manifest.parent)
+
+    async def _recall_checkpoint(self, folder: Path) -> None:
+        held = versions.version_held(folder)
+        if held is not None:
+            await self.journal.submit(lambda c: versions.add_checkpoint(c, held, str(folder)))
+
+    def _register(self) -> None:
+        operator = OperatorServicer(
+            self._domain,
+            self.journal,
+            self.broadcast,
+            self._actors,
+            self._link,
+            self._orders,
+            self._trainer_restarts,
+            self._config.command_timeout_s,
+        )
+        training_pb2_grpc.add_TrainingServicer_to_server(self._training, self._server)
+        training_pb2_grpc.add_OperatorServicer_to_server(operator, self._server)
+        training_pb2_grpc.add_TrainerServicer_to_server(TrainerServicer(self._link), self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+
+    def _trainer_restarts(self) -> int:
+        return 0 if self.supervisor is None else self.supervisor.restarts
+
+    def _bind(self) -> int:
+        try:
+            return self._server.add_insecure_port(self._config.listen)
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {self._config.listen}: is the port taken?") from error
+
+    def _supervise(self) -> Supervisor:
+        config = self._config
+        command = (
+            *config.trainer_command,
+            *("--data", str(config.data), "--domain", str(config.domain)),
+            *("--service", self.address, "--parent-pid", str(os.getpid())),
+            *config.trainer_options,
+        )
+        return Supervisor(command, config.trainer_log, config.trainer_exit_wait_s)
+
+
+@asynccontextmanager
+async def running(config: ServiceConfig) -> AsyncIterator[Service]:
+    """A service that runs inside the block.
+
+    Raises:
+        DomainError: The domain file is wrong.
+        JournalError: Another learner holds the journal, or it cannot be opened.
+        OSError: A file or folder cannot be written, or the address cannot be listened on.
+    """
+    domain = Domain.load(config.domain)
+    config.create_folders()
+    lock = JournalLock(config.data / "journal.lock")
+    try:
+        journal = Journal(journal_path(config.data), config.max_pending_bytes)
+        try:
+            text = domain.to_json()
+            await journal.submit(lambda c: versions.add_domain(c, domain.fingerprint, text))
+            _replace(config.data / "domain.json", text)
+            service = Service(config, domain, journal, await StandingOrders.load(journal))
+            await service.start()
+            try:
+                yield service
+            finally:
+                await service.stop()
+        finally:
+            await journal.close()
+    finally:
+        lock.release()
+
+
+async def serve(config: ServiceConfig) -> None:
+    """Runs the service until SIGTERM or SIGINT; a second signal does not wait for the trainer.
+
+    Raises:
+        DomainError, JournalError, OSError: See `running`.
+    """
+    signalled = asyncio.Event()
+    async with running(config) as service:
+
+        def on_signal() -> None:
+            if signalled.is_set() and service.supervisor is not None:
+                service.supervisor.kill()
+            signalled.set()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, on_signal)
+        await signalled.wait()
+    log.info("stopped")
+
+
+def _replace(path: Path, text: str) -> None:
+    aside = path.with_name(f".{path.name}.aside")
+    aside.write_text(text)
+    aside.replace(path)

@@ -1,0 +1,274 @@
+"""The service's side of the stream to the trainer: who is attached, what it said, what it is asked.
+
+A session lives so: the trainer says hello and gets its generation; a task sends it the journal's growth and
+commands, while the call reads its reports, published policies and answers. A later hello takes the place of
+the session; when the stream breaks, the commands in flight fail as unavailable.
+"""
+
+import asyncio
+import itertools
+import logging
+from collections import deque
+from pathlib import Path
+from typing import Any, cast
+
+import grpc
+
+from turnwise.v1 import training_pb2, training_pb2_grpc
+from turnwise_actor.policy import PolicyVersion
+from turnwise_learner.journal import JournalError
+from turnwise_learner.service import versions
+from turnwise_learner.service.broadcast import Broadcast, PolicyOnAir
+from turnwise_learner.service.errors import Context, RefusedError, invalid, unavailable
+from turnwise_learner.service.journal import Journal
+from turnwise_learner.service.standing_orders import StandingOrders
+
+log = logging.getLogger(__name__)
+
+TRAINER_AWAY = "the trainer is away: try again when it has started"
+
+_STATUS_CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
+
+
+class _Session:
+    """One attached trainer."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.commands: deque[training_pb2.TrainerCommand] = deque()
+        self.cursor = 0
+        """The journal's last position; sent when it is beyond `told`."""
+        self.told = 0
+        self.wake = asyncio.Event()
+        self.superseded = asyncio.Event()
+        self.answers: dict[int, asyncio.Future[training_pb2.CommandDone]] = {}
+
+    def send(self, command: training_pb2.TrainerCommand) -> None:
+        self.commands.append(command)
+        self.wake.set()
+
+    def journal_grew(self, cursor: int) -> None:
+        self.cursor = cursor
+        self.wake.set()
+
+    def fail(self, error: RefusedError) -> None:
+        for answer in self.answers.values():
+            if not answer.done():
+                answer.set_exception(error)
+
+
+class TrainerLink:
+    """Knows the attached trainer, if there is one; never more than one."""
+
+    def __init__(
+        self, journal: Journal, broadcast: Broadcast, policies: Path, orders: StandingOrders
+    ) -> None:
+        self._journal = journal
+        self._broadcast = broadcast
+        self._policies = policies
+        self._orders = orders
+        self._session: _Session | None = None
+        self._ids = itertools.count(1)
+        self._checkpoint = ""
+        """The newest checkpoint folder that the trainer told of."""
+        self._version_held: PolicyVersion | None = None
+        """What it holds, until that is recorded."""
+        self.report = training_pb2.TrainerReport()
+        """The newest report; of a trainer that is away, its last."""
+        journal.listen(self._journal_grew)
+
+    @property
+    def attached(self) -> bool:
+        """Whether a trainer is there."""
+        return self._session is not None
+
+    async def command(
+        self, command: training_pb2.TrainerCommand, timeout_s: float
+    ) -> training_pb2.CommandDone:
+        """Sends a command and returns the trainer's answer.
+
+        Raises:
+            RefusedError: UNAVAILABLE: no trainer, or it went away before it answered; DEADLINE_EXCEEDED: no
+                answer in time, the command may still be carried out; else as the trainer said.
+        """
+        session = self._session
+        if session is None:
+            raise unavailable(TRAINER_AWAY)
+        command.id = next(self._ids)
+        answer = asyncio.get_running_loop().create_future()
+        session.answers[command.id] = answer
+        session.send(command)
+        try:
+            done: training_pb2.CommandDone = await asyncio.wait_for(answer, timeout_s)
+        except asyncio.TimeoutError:
+            message = f"the trainer has not answered within {timeout_s:.3g} s; it may still do it"
+            raise RefusedError(grpc.StatusCode.DEADLINE_EXCEEDED, message) from None
+        finally:
+            del session.answers[command.id]
+        if done.error:
+            code = _STATUS_CODES.get(done.code, grpc.StatusCode.INTERNAL)
+            raise RefusedError(grpc.StatusCode.INTERNAL if code is grpc.StatusCode.OK else code, done.error)
+        if done.HasField("checkpoint"):
+            await self._note_checkpoint(done.checkpoint)
+        return done
+
+    async def begin_generation(self, cause: str) -> int:
+        """Journals a new generation, beyond every policy that may be at an actor."""
+        current = self._broadcast.current
+        above = 0 if current is None else current.version.generation
+        return await self._journal.submit(lambda c: versions.begin_generation(c, cause, above))
+
+    async def attach(self, hello: training_pb2.TrainerHello) -> _Session:
+        """Begins a session; the one before ends."""
+        if hello.journal_id != self._journal.journal_id:
+            message = (
+                f"journal_id: got {hello.journal_id!r}; wanted {self._journal.journal_id!r}: this trainer, "
+                "or the checkpoint it came from, belongs to another journal"
+            )
+            raise RefusedError(grpc.StatusCode.FAILED_PRECONDITION, message)
+        if hello.cause not in ("start", "resume", ""):
+            raise invalid("cause", repr(hello.cause), "start, resume, or nothing on a reconnect")
+        if hello.cause:
+            generation = await self.begin_generation(hello.cause)
+        else:
+            generation = await self._known_generation(hello)
+        self._end_session()
+        session = self._session = _Session(hello.pid)
+        cursor = self._journal.last_cursor
+        welcome = training_pb2.Welcome(generation=generation, journal_cursor=cursor)
+        session.send(training_pb2.TrainerCommand(welcome=welcome))
+        session.cursor = session.told = cursor
+        if hello.cause:
+            for command in self._orders.commands():
+                command.id = next(self._ids)
+                session.send(command)
+        log.info("trainer %d attached (%s), generation %d", hello.pid, hello.cause or "again", generation)
+        return session
+
+    def detach(self, session: _Session) -> None:
+        """The stream of a session has ended."""
+        if self._session is session:
+            log.info("trainer %d is away", session.pid)
+            self._end_session()
+
+    async def take(self, session: _Session, message: training_pb2.TrainerMessage) -> None:
+        """Takes one message of the trainer."""
+        match message.WhichOneof("message"):
+            case "report":
+                self.report = message.report
+                if message.report.HasField("last_checkpoint"):
+                    await self._note_checkpoint(message.report.last_checkpoint)
+            case "published":
+                await self._publish(message.published)
+            case "done":
+                answer = session.answers.get(message.done.id)
+                if answer is not None and not answer.done():
+                    answer.set_result(message.done)
+            case other:
+                raise invalid("message", other, "report, published or done after the first hello")
+
+    async def _known_generation(self, hello: training_pb2.TrainerHello) -> int:
+        newest = await self._journal.submit(versions.trainer_generation)
+        if not 0 < newest <= hello.generation:
+            message = (
+                f"generation: got {hello.generation}; wanted {newest} or a rollback of it: another trainer "
+                "has begun since"
+            )
+            raise RefusedError(grpc.StatusCode.FAILED_PRECONDITION, message)
+        return hello.generation
+
+    def _end_session(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            session.fail(unavailable("the trainer went away before it answered"))
+            session.superseded.set()
+
+    def _journal_grew(self, cursor: int) -> None:
+        if self._session is not None:
+            self._session.journal_grew(cursor)
+
+    async def _publish(self, published: training_pb2.PolicyPublished) -> None:
+        """Puts a policy file on air, then records it."""
+        version = PolicyVersion(published.version.generation, published.version.number)
+        if Path(published.file).name != published.file or not published.file:
+            raise invalid("published.file", repr(published.file), "a file's name in the policies folder")
+        try:
+            data = await asyncio.to_thread((self._policies / published.file).read_bytes)
+        except OSError as error:
+            log.error("policy %s is not broadcast: %s", version, error)
+            return
+        if not self._broadcast.put(PolicyOnAir.of(version, published.learned_through, data)):
+            log.warning("policy %s is not broadcast: there is a newer one", version)
+        await self._journal.submit(lambda c: versions.add_version(c, published))
+        await self._record_checkpoint()
+
+    async def _note_checkpoint(self, info: training_pb2.CheckpointInfo) -> None:
+        if info.path and info.path != self._checkpoint:
+            self._checkpoint = info.path
+            self._version_held = await asyncio.to_thread(versions.version_held, Path(info.path))
+            await self._record_checkpoint()
+
+    async def _record_checkpoint(self) -> None:
+        """Records the newest checkpoint with its version; that may be published only later."""
+        version, path = self._version_held, self._checkpoint
+        if version is not None and await self._journal.submit(
+            lambda c: versions.add_checkpoint(c, version, path)
+        ):
+            self._version_held = None
+
+
+class TrainerServicer(training_pb2_grpc.TrainerServicer):
+    """Answers the trainer."""
+
+    def __init__(self, link: TrainerLink) -> None:
+        self._link = link
+
+    async def Attach(self, request_iterator: object, context: object) -> None:  # type: ignore[override]
+        """See training.proto."""
+        call = cast(Context, context)
+        try:
+            first = await call.read()
+            if not isinstance(first, training_pb2.TrainerMessage):
+                return
+            if not first.HasField("hello"):
+                raise invalid("message", first.WhichOneof("message"), "hello, as the first of a stream")
+            session = await self._link.attach(first.hello)
+            try:
+                await self._run(call, session)
+            finally:
+                self._link.detach(session)
+        except RefusedError as error:
+            log.warning("a trainer was refused: %s", error.message)
+            await error.abort(call)
+        except JournalError as error:
+            await unavailable(str(error)).abort(call)
+
+    async def _run(self, call: Context, session: _Session) -> None:
+        """Until the trainer ends the stream, or another one has attached."""
+        reading = asyncio.create_task(self._read(call, session), name="trainer-reader")
+        sending = asyncio.create_task(self._send(call, session), name="trainer-sender")
+        superseded = asyncio.create_task(session.superseded.wait(), name="trainer-superseded")
+        tasks: tuple[asyncio.Task[Any], ...] = (reading, sending, superseded)
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+        if superseded in done:
+            raise RefusedError(grpc.StatusCode.ABORTED, "another trainer has attached")
+        for task in done:
+            await task
+
+    async def _read(self, call: Context, session: _Session) -> None:
+        while isinstance(message := await call.read(), training_pb2.TrainerMessage):
+            await self._link.take(session, message)
+
+    async def _send(self, call: Context, session: _Session) -> None:
+        while True:
+            await session.wake.wait()
+            session.wake.clear()
+            while session.commands:
+                await call.write(session.commands.popleft())
+            if session.cursor > session.told:
+                session.told = session.cursor
+                await call.write(training_pb2.TrainerCommand(journal_cursor=session.told))

@@ -3,114 +3,95 @@
 import datetime
 import json
 import sqlite3
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from turnwise_learner.journal import JournalReader, journal_path
 
-CHECKPOINT_STATE = "turnwise.json"
-"""Beside the checkpoint's components: `journal_id`, `journal_cursor`, `updates`."""
+MANIFEST = "turnwise.json"
+"""In each checkpoint folder: `journal_id`, `journal_cursor`, `updates`, `version`, `saved_ms`."""
 
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """What a restart would find. None: it cannot be told."""
+    """What a restart would find."""
 
     checkpoint: str
-    """Folder's name; empty: there is no checkpoint."""
-    cursor: int | None
+    """Folder's name; empty: there is no checkpoint, everything is learned again."""
+    cursor: int
     """Facts up to here are in the checkpoint; 0 without one."""
-    updates: int | None
+    updates: int
     version: str
-    """The policy version that the checkpoint holds; empty: unknown."""
+    """The policy version that the checkpoint holds; empty without one."""
     journal_cursor: int
     last_generation: int
     generations: tuple[str, ...]
     """One line each, oldest first."""
-    problem: str
-    """Why the learner would refuse to start; empty: it would not."""
+    problems: tuple[str, ...]
+    """What is wrong with LATEST or with the checkpoint."""
 
     @property
     def facts_to_replay(self) -> int:
         """At most: what lies between the checkpoint's cursor and the journal's."""
-        return max(0, self.journal_cursor - (self.cursor or 0))
+        return max(0, self.journal_cursor - self.cursor)
 
 
 def resume_point(data: Path, journal: JournalReader) -> ResumePoint:
     """Reads a data folder, changing nothing."""
-    folder = latest_checkpoint(data)
-    generations, recorded = _recorded(journal_path(data), folder)
-    cursor: int | None = 0
-    updates: int | None = 0
-    problem = ""
-    if folder is not None:
-        state = _state(folder)
-        cursor, updates = recorded.get("learned_through"), recorded.get("updates")
-        cursor = state.get("journal_cursor", cursor)
-        updates = state.get("updates", updates)
-        problem = _problem(folder, state.get("journal_id"), cursor, journal)
+    name, manifest, problems = newest_checkpoint(data / "checkpoints")
+    last, cursor = journal.last_cursor(), int(manifest.get("journal_cursor", 0))
+    if manifest and manifest.get("journal_id") != journal.journal_id:
+        problems.append(
+            f"{name} belongs to journal {manifest.get('journal_id')}, not to {journal.journal_id}"
+        )
+    elif cursor > last:
+        problems.append(f"{name} has learned through {cursor}, but the journal ends at {last}")
     return ResumePoint(
-        checkpoint=folder.name if folder is not None else "",
+        checkpoint=name,
         cursor=cursor,
-        updates=updates,
-        version=f"{recorded['generation']}.{recorded['number']}" if recorded else "",
-        journal_cursor=journal.last_cursor(),
+        updates=int(manifest.get("updates", 0)),
+        version=str(manifest.get("version", "")),
+        journal_cursor=last,
         last_generation=journal.last_generation(),
-        generations=generations,
-        problem=problem,
+        generations=_generations(journal_path(data)),
+        problems=tuple(problems),
     )
 
 
-def latest_checkpoint(data: Path) -> Path | None:
-    """The folder that `checkpoints/LATEST` names; None: there is none yet."""
-    latest = data / "checkpoints" / "LATEST"
-    if latest.is_dir():
-        return latest.resolve()
+def newest_checkpoint(folder: Path) -> tuple[str, dict[str, Any], list[str]]:
+    """Name and manifest of the checkpoint that LATEST names, else of the newest; and what was wrong."""
+    manifests = {path.parent.name: _manifest(path) for path in folder.glob(f"step-*/{MANIFEST}")}
+    complete = {name: manifest for name, manifest in manifests.items() if manifest}
     try:
-        name = latest.read_text().strip()
+        latest = (folder / "LATEST").read_text().strip()
     except FileNotFoundError:
-        return None
-    return latest.parent / Path(name).name if name else None
+        latest = ""
+    problems = []
+    if latest and latest not in complete:
+        problems.append(f"LATEST names {latest}, which is not complete")
+    if latest in complete:
+        return latest, complete[latest], problems
+    if not complete:
+        return "", {}, problems
+    newest = max(complete, key=lambda name: int(complete[name].get("saved_ms", 0)))
+    return newest, complete[newest], problems
 
 
-def _problem(folder: Path, journal_id: object, cursor: int | None, journal: JournalReader) -> str:
-    if not folder.is_dir():
-        return f"checkpoints/LATEST names {folder.name}, which is not there"
-    if journal_id is not None and journal_id != journal.journal_id:
-        return f"{folder.name} belongs to journal {journal_id}, this one is {journal.journal_id}"
-    if cursor is not None and cursor > journal.last_cursor():
-        return f"{folder.name} has learned through {cursor}, but the journal ends at {journal.last_cursor()}"
-    return ""
-
-
-def _state(folder: Path) -> dict[str, int]:
+def _manifest(path: Path) -> dict[str, Any]:
     try:
-        state = json.loads((folder / CHECKPOINT_STATE).read_text())
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        manifest = json.loads(path.read_text())
+    except (OSError, ValueError):
         return {}
-    return state if isinstance(state, dict) else {}
+    return manifest if isinstance(manifest, dict) else {}
 
 
-def _recorded(path: Path, folder: Path | None) -> tuple[tuple[str, ...], dict[str, int]]:
-    """The generations, and the newest version that a checkpoint folder is recorded with."""
-    connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
-    try:
-        rows = connection.execute(
-            "SELECT generation, cause, started_ms FROM generations ORDER BY generation"
-        ).fetchall()
-        versions = connection.execute(
-            "SELECT generation, number, learned_through, updates, checkpoint FROM versions "
-            "WHERE checkpoint IS NOT NULL ORDER BY generation DESC, number DESC"
-        ).fetchall()
-    finally:
-        connection.close()
-    lines = tuple(f"generation {number} ({cause}, {_time(started)})" for number, cause, started in rows)
-    for *numbers, checkpoint in versions:
-        if folder is not None and Path(checkpoint).name == folder.name:
-            return lines, dict(
-                zip(("generation", "number", "learned_through", "updates"), numbers, strict=True)
-            )
-    return lines, {}
+def _generations(path: Path) -> tuple[str, ...]:
+    with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+        query = "SELECT generation, cause, started_ms FROM generations ORDER BY generation"
+        rows = connection.execute(query).fetchall()
+    return tuple(f"generation {number}: {cause}, {_time(started)}" for number, cause, started in rows)
 
 
 def _time(milliseconds: int) -> str:

@@ -1,10 +1,9 @@
 """`turnwise actor`: the actor's own command line."""
 
-import importlib
-import runpy
 import sys
 
 import click
+from turnwise_actor.__main__ import main
 
 
 @click.command(
@@ -13,8 +12,7 @@ import click
     context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
 )
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def command(arguments: tuple[str, ...]) -> None:
+def command(arguments: tuple[str, ...]) -> int:
     """Run one actor; the same as `python -m turnwise_actor`."""
-    importlib.import_module("turnwise_actor.__main__")  # a missing extra shows here
     sys.argv = ["turnwise actor", *arguments]
-    runpy.run_module("turnwise_actor", run_name="__main__")
+    return main()

@@ -1,9 +1,10 @@
 """`turnwise learner`: the learner's own command line."""
 
-import runpy
 import sys
 
 import click
+
+from turnwise_learner.__main__ import main
 
 
 @click.command(
@@ -15,4 +16,4 @@ import click
 def command(arguments: tuple[str, ...]) -> None:
     """Run the learner; the same as `python -m turnwise_learner`."""
     sys.argv = ["turnwise learner", *arguments]
-    runpy.run_module("turnwise_learner", run_name="__main__")
+    main()

@@ -6,6 +6,7 @@ Tests and benchmarks use it as a context manager: inside the block, `actors` and
 import contextlib
 import importlib.util
 import logging
+import os
 import socket
 import threading
 import time
@@ -25,8 +26,8 @@ Say = Callable[[str], None]
 
 _WATCH_EVERY_S = 0.05
 _READY_EVERY_S = 0.1
-_USAGE_ERROR = 2
-"""Exit code of a process that refuses its arguments or its domain: starting it again is of no use."""
+_REFUSALS = (2, os.EX_CONFIG)
+"""Exit codes of a process that refuses its arguments or its files: starting it again is of no use."""
 
 
 class DeploymentError(RuntimeError):
@@ -262,9 +263,7 @@ class LocalDeployment:
 
     def _tend(self, child: Child) -> None:
         if (code := child.poll()) is not None:
-            if not self._ready.is_set() and (
-                code == _USAGE_ERROR or child.deaths >= self.config.start_attempts
-            ):
+            if not self._ready.is_set() and (code in _REFUSALS or child.deaths >= self.config.start_attempts):
                 self._failure = f"the {child.name} {_ended(code)} while starting; {child.log} ends with\n"
                 self._failure += child.log_tail()
             else:
@@ -279,7 +278,7 @@ class LocalDeployment:
         self.say(f"stopping: {running} actor{'s' * (running != 1)} finish what they were asked")
         self._end(actors, self.config.actor_drain_s)
         for child in actors:
-            if child.exit_code == 75:
+            if child.exit_code == os.EX_TEMPFAIL:
                 self.say(f"the {child.name} left facts in its spool; the next start hands them over")
         if not self._killing.is_set():
             self.say("stopping: the learner saves a checkpoint")

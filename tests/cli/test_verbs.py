@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).parents[2]
 PARTS = [str(REPOSITORY / part) for part in ("client", "actor", "learner", "deploy")]
 
 
-def turnwise(*arguments, python=sys.executable, timeout=30, **options):
+def turnwise(*arguments, python=sys.executable):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(PARTS)}
     command = [python, "-m", "turnwise_cli", *arguments]
     return subprocess.run(
@@ -29,7 +29,7 @@ def turnwise(*arguments, python=sys.executable, timeout=30, **options):
 def test_each_verb_has_the_help_that_the_list_shows(name):
     command = importlib.import_module(f"turnwise_cli.{VERBS[name].module}").command
     assert isinstance(command, click.Command)
-    assert command.get_short_help_str(200).rstrip(".") == VERBS[name].help.rstrip(".")
+    assert command.get_short_help_str(200) == VERBS[name].help
 
 
 @pytest.mark.parametrize("name", VERBS)

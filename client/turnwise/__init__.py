@@ -12,6 +12,7 @@
 is an actor with scripted actions for tests. This package needs grpcio and protobuf only.
 """
 
+from turnwise._aio import AsyncClient, AsyncDialogue, AsyncTurn
 from turnwise._client import Client
 from turnwise._dialogue import Dialogue, Turn
 from turnwise._errors import (
@@ -41,6 +42,9 @@ from turnwise._routing import Counters
 __all__ = [
     "AccessDenied",
     "ActorUnavailable",
+    "AsyncClient",
+    "AsyncDialogue",
+    "AsyncTurn",
     "Cancelled",
     "Client",
     "ClientClosed",

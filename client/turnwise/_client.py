@@ -1,6 +1,5 @@
 """The blocking client: one thread owns the Router, one thread reads each stream."""
 
-import logging
 import threading
 import time
 import weakref
@@ -24,16 +23,14 @@ from turnwise._messages import (
     checked_timeout,
     feedback_request,
 )
-from turnwise._resend import Resender
+from turnwise._resend import FLUSH_S, Resender
 from turnwise._routing import UNARY, Address, Attempt, Call, Counters, Router, Stream
 from turnwise._state import DialogueState, Domains, Flow, describe, give
 from turnwise.v1 import dialogue_pb2 as pb
 from turnwise.v1.dialogue_pb2_grpc import DialogueStub
 
 T = TypeVar("T")
-FLUSH_S = 2.0
 _GRACE_S = 1.0
-_log = logging.getLogger("turnwise")
 
 
 class Client:

@@ -24,6 +24,8 @@ from turnwise._routing import Call, Router
 from turnwise.v1 import dialogue_pb2 as pb
 
 _log = logging.getLogger("turnwise")
+FLUSH_S = 2.0
+"""Seconds that closing a client may spend on a last re-send."""
 _PASSING = (ActorUnavailable, Cancelled, ClientClosed, DeadlineExceeded, Overloaded)
 
 

@@ -347,3 +347,14 @@ def test_the_full_example_is_also_plain_yaml() -> None:
     assert Domain.from_mapping(yaml.safe_load(FULL.replace("no]", "'no']").replace("3e-3", "0.003"))) == (
         Domain.from_yaml(FULL)
     )
+
+
+def test_an_empty_learning_field_is_the_learners_to_judge() -> None:
+    learning = Domain.from_mapping(full(learning={"grad_clip": None, "gamma": None, "hidden": None})).learning
+    assert learning == {
+        "gamma": 0.0,
+        "n_step": 1,
+        "updates_per_lesson": 8,
+        "batch_size": 32,
+        "grad_clip": None,
+    }

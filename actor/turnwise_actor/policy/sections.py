@@ -202,9 +202,10 @@ def read_actions(node: Node) -> tuple[ActionSpec, ...]:
     actions: list[ActionSpec] = []
     first: dict[str, int] = {}
     for index, item in enumerate(items):
-        item.mapping(("id", "say"))
         if not isinstance(item.value, dict):
+            item.problem("a mapping of id, say")
             continue
+        item.mapping(("id", "say"))
         action_id = item.child("id").string(_ACTION_ID_WANTED, _ACTION_ID)
         if action_id in first:
             item.child("id").problem(f"unique ids; actions[{first[action_id]}] has this one too")

@@ -169,6 +169,7 @@ def test_an_error_names_the_file(tmp_path: Path) -> None:
         ({"actions": [{"id": "only"}]}, "actions"),
         ({"actions": None}, "actions"),
         ({"actions": [{"id": "a"}, "b"]}, "actions[1]"),
+        ({"actions": [{"id": "a"}, {"id": "b"}, None]}, "actions[2]"),
         ({"actions": [{"id": "a"}, {"id": 3}]}, "actions[1].id"),
         ({"actions": [{"id": "a", "say": [""]}, {"id": "b"}]}, "actions[0].say[0]"),
         ({"actions": [{"id": "a", "say": "\ud83d"}, {"id": "b"}]}, "actions[0].say"),

@@ -1,0 +1,111 @@
+"""Everything about an actor process that can be set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class TokenConfig:
+    """Limits of the continuation token."""
+
+    max_age_s: float = 90 * 86_400
+    """Older tokens are refused by Act. Raise it and retired keys must be kept for longer."""
+    clock_leeway_s: float = 300.0
+    """How far the clocks of two actors may differ before a token's age is doubted."""
+    max_facts: int = 8
+    """Unsettled facts carried in a token; beyond it a reply waits for a disk's fsync."""
+    max_fact_bytes: int = 16_384
+    """Their size together. Raise it and every request and reply grows while the learner is away."""
+    max_token_bytes: int = 65_536
+    """Longer tokens are refused unread."""
+
+
+@dataclass(frozen=True)
+class UplinkConfig:
+    """How facts go to the learner."""
+
+    max_pending_facts: int = 10_000
+    """Facts held in memory while the learner is away; beyond it the oldest go to the disk spool."""
+    max_batch_facts: int = 512
+    """Facts in one message. Raise it and a lone feedback may wait behind a larger commit."""
+    max_batches_in_flight: int = 32
+    """Batches sent and not yet acknowledged; beyond it the sender waits."""
+    settle_wait_ms: float = 300.0
+    """How long feedback waits for the learner before it settles for the disk."""
+    report_interval_s: float = 1.0
+    """Time between reports to the learner."""
+    ack_timeout_s: float = 5.0
+    """A learner that leaves a batch unanswered for so long counts as away: the stream is begun anew."""
+    reconnect_min_s: float = 0.1
+    """First pause after a broken stream; doubles up to `reconnect_max_s`, with jitter."""
+    reconnect_max_s: float = 2.0
+    """Longest pause between two attempts. Raise it and the learner's return is noticed later."""
+    max_settled_keys: int = 20_000
+    """Keys of settled facts remembered (about 4 MB), so that tokens drop them sooner."""
+
+
+@dataclass(frozen=True)
+class SpoolConfig:
+    """The disk that stands in for the learner."""
+
+    max_bytes: int = 256 * 1024 * 1024
+    """Beyond it turns are answered with recorded=false and feedback is refused."""
+    segment_bytes: int = 1024 * 1024
+    """Size at which the next file is begun; a file is deleted when all of it is acknowledged."""
+    adopt_interval_s: float = 30.0
+    """Time between looks for the spools of actors that are gone."""
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """Limits of a Converse stream."""
+
+    max_in_flight: int = 256
+    """Requests of one stream being answered; beyond it a request gets RESOURCE_EXHAUSTED."""
+    default_timeout_ms: int = 10_000
+    """Time for a request that names none."""
+    life_s: float = 600.0
+    """Age at which a stream is asked to move. Raise it and load spreads more slowly over new actors."""
+    life_jitter_s: float = 120.0
+    """Spread of that age, either way, so that streams do not all move at once."""
+    quiet_s: float = 1.0
+    """A stream asked to move is closed after so long without a request."""
+    move_s: float = 8.0
+    """... and after so long in any case, once what is in flight is answered."""
+
+
+@dataclass(frozen=True)
+class ActorConfig:
+    """One actor process."""
+
+    domain_file: Path
+    learner_address: str
+    listen_address: str
+    """host:port; port 0 lets the system choose."""
+    key_file: Path
+    spool_folder: Path
+    """Shared by the actors of a machine: each has a folder of its own inside."""
+    policy_path: Path | None = None
+    """A policy file, or a folder whose newest is served, until the learner sends a newer one."""
+    address_file: Path | None = None
+    """Written with host:port once the actor listens."""
+    max_message_bytes: int = 1024 * 1024
+    """Larger requests are refused by gRPC with RESOURCE_EXHAUSTED before they are read."""
+    drain_s: float = 10.0
+    """On SIGTERM: the longest wait for calls in flight, and again for the learner to take the last facts."""
+    token: TokenConfig = TokenConfig()
+    uplink: UplinkConfig = UplinkConfig()
+    spool: SpoolConfig = SpoolConfig()
+    stream: StreamConfig = StreamConfig()
+
+    def __post_init__(self) -> None:
+        _check_address("listen_address", self.listen_address, smallest_port=0)
+        _check_address("learner_address", self.learner_address, smallest_port=1)
+
+
+def _check_address(name: str, address: str, smallest_port: int) -> None:
+    host, colon, port = address.rpartition(":")
+    if not (colon and host and port.isdecimal() and smallest_port <= int(port) <= 65_535):
+        raise ValueError(f"{name}: got {address!r}; wanted HOST:PORT, port {smallest_port} to 65535")

@@ -1,0 +1,115 @@
+"""One decision: from an observation, a mask and a policy to an action, its probability and its identity.
+
+Everything random is drawn from a seed made of the dialogue, the turn, the request and the policy version,
+so the same request under the same version gets the same answer at any actor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from turnwise.v1 import dialogue_pb2
+from turnwise_actor.policy import Domain, Policy, draw, greedy, mix
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the policy chose. A is the number of actions in the domain."""
+
+    action: int
+    probabilities: npt.NDArray[np.float32]
+    """<float32>[A], zero where not allowed."""
+    q_values: npt.NDArray[np.float32]
+    """<float32>[A], NaN where not allowed."""
+
+
+def choose(
+    policy: Policy,
+    encoded: npt.NDArray[np.float32],
+    allowed: npt.NDArray[np.bool_],
+    epsilon: float,
+    seed: bytes,
+) -> Choice:
+    """Draws from (1 - epsilon) * greedy + epsilon * uniform over <bool>[A] `allowed`."""
+    q_values = policy.network.q_values(encoded)
+    probabilities = greedy(q_values, allowed)
+    if epsilon > 0.0:
+        probabilities = mix(probabilities, allowed, epsilon)
+    masked = np.where(allowed, q_values, np.float32(np.nan)).astype(np.float32)
+    return Choice(draw(probabilities, seed), probabilities, masked)
+
+
+def say_for(domain: Domain, action: int, seed: bytes) -> str:
+    """One of the action's phrasings, by the tail of the seed; empty if it has none."""
+    phrasings = domain.actions[action].say
+    return phrasings[int.from_bytes(seed[-8:], "little") % len(phrasings)] if phrasings else ""
+
+
+def allowed_mask(domain: Domain, allowed: Sequence[str]) -> npt.NDArray[np.bool_]:
+    """<bool>[A] from known action ids; none named means all."""
+    if not allowed:
+        return np.ones(len(domain.action_ids), dtype=np.bool_)
+    mask = np.zeros(len(domain.action_ids), dtype=np.bool_)
+    mask[[domain.action_index[name] for name in allowed]] = True
+    return mask
+
+
+def pack_mask(mask: npt.NDArray[np.bool_]) -> bytes:
+    """Bit i (byte i / 8, bit i % 8) is action i; empty when all are allowed."""
+    return b"" if mask.all() else np.packbits(mask, bitorder="little").tobytes()
+
+
+def canonical(observation: dialogue_pb2.Observation) -> dialogue_pb2.Observation:
+    """The same observation with its slots in order of name: what a decision's identity is made from."""
+    ordered = dialogue_pb2.Observation()
+    ordered.CopyFrom(observation)
+    ordered.slots.sort(key=lambda slot: slot.name)
+    return ordered
+
+
+def decision_id(
+    dialogue_id: str,
+    parent_id: str,
+    observation: dialogue_pb2.Observation,
+    allowed: bytes,
+    action: str,
+    version: str,
+) -> str:
+    """32 hex digits. The dialogue is part of it: first turns have no parent, and many begin with "hello"."""
+    digest = hashlib.blake2b(digest_size=16)
+    parts = (
+        dialogue_id.encode(),
+        parent_id.encode(),
+        canonical(observation).SerializeToString(deterministic=True),
+        allowed,
+        action.encode(),
+        version.encode(),
+    )
+    for part in parts:
+        digest.update(len(part).to_bytes(4, "little"))
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def linked_dialogue_id(dialogue_id: str, parent_id: str, issued_ms: int) -> str:
+    """Id of the dialogue that continues an idle one, at most 128 bytes; the same at every actor."""
+    digest = hashlib.blake2b(f"{dialogue_id}\0{parent_id}\0{issued_ms}".encode(), digest_size=4).hexdigest()
+    return f"{_family(dialogue_id)}~{digest}"
+
+
+def linked(one: str, other: str) -> bool:
+    """Whether two ids name the same dialogue, or continuations of the same one."""
+    return one == other or _family(one) == _family(other)
+
+
+def _family(dialogue_id: str) -> str:
+    """The id without its continuation suffix, cut to leave room for one."""
+    head, tilde, tail = dialogue_id.rpartition("~")
+    if tilde and head and len(tail) == 8 and all(digit in "0123456789abcdef" for digit in tail):
+        dialogue_id = head
+    return dialogue_id.encode()[:119].decode(errors="ignore")

@@ -1,0 +1,104 @@
+"""The facts that requests give rise to. Keyed as training.proto says: the same request makes the same key."""
+
+from __future__ import annotations
+
+import time
+
+from turnwise.v1 import dialogue_pb2, training_pb2
+
+TERMINATED = ("success", "failure", "goodbye")
+TRUNCATED = ("idle", "handoff", "limit", "abandoned")
+
+
+def now_ms() -> int:
+    """Milliseconds since the epoch."""
+    return time.time_ns() // 1_000_000
+
+
+def started(
+    dialogue_id: str, user: str, mode: dialogue_pb2.Mode.ValueType, fingerprint: str, continues: str = ""
+) -> training_pb2.Fact:
+    """A dialogue began; `continues` names the idle one it goes on with."""
+    body = training_pb2.Started(user=user, mode=mode, continues=continues, domain_fingerprint=fingerprint)
+    return training_pb2.Fact(key=f"s:{dialogue_id}", dialogue_id=dialogue_id, time_ms=now_ms(), started=body)
+
+
+def decided(dialogue_id: str, body: training_pb2.Decided) -> training_pb2.Fact:
+    """A turn was answered."""
+    return training_pb2.Fact(
+        key=f"d:{body.decision_id}", dialogue_id=dialogue_id, time_ms=now_ms(), decided=body
+    )
+
+
+def ended(
+    request: dialogue_pb2.EndRequest, dialogue_id: str, parent_id: str, history: list[str]
+) -> training_pb2.Fact:
+    """A dialogue ended after `parent_id`; the outcome is one of TERMINATED and TRUNCATED."""
+    body = training_pb2.Ended(
+        decision_id=parent_id, outcome=request.outcome, terminated=request.outcome in TERMINATED
+    )
+    if request.HasField("last_state"):
+        body.last_state.CopyFrom(request.last_state)
+        body.history.extend(history)
+    key = f"e:{dialogue_id}:{parent_id}"
+    return training_pb2.Fact(key=key, dialogue_id=dialogue_id, time_ms=now_ms(), ended=body)
+
+
+def dialogue_reward(request: dialogue_pb2.EndRequest, dialogue_id: str, teacher: str) -> training_pb2.Fact:
+    """The reward given with the end, as feedback on the whole dialogue."""
+    time_ms = now_ms()
+    body = training_pb2.Feedback(
+        feedback_id=request.request_id,
+        teacher=teacher,
+        revision=request.revision or time_ms,
+        reward=request.reward,
+    )
+    key = f"f:{request.request_id}"
+    return training_pb2.Fact(key=key, dialogue_id=dialogue_id, time_ms=time_ms, feedback=body)
+
+
+def from_feedback(request: dialogue_pb2.FeedbackRequest, teacher: str) -> list[training_pb2.Fact]:
+    """The feedback or the delivery; a comment on a delivery is a feedback of its own."""
+    kind = request.WhichOneof("kind")
+    if kind not in ("overridden", "dropped"):
+        return [_feedback(request, teacher)]
+    facts = [_delivered(request)]
+    if request.comment:
+        facts.append(_feedback(request, teacher))
+    return facts
+
+
+def _feedback(request: dialogue_pb2.FeedbackRequest, teacher: str) -> training_pb2.Fact:
+    time_ms = now_ms()
+    body = training_pb2.Feedback(
+        feedback_id=request.feedback_id,
+        decision_id=request.decision_id,
+        teacher=teacher,
+        revision=request.revision or time_ms,
+        comment=request.comment,
+    )
+    kind = request.WhichOneof("kind")
+    if kind == "reward":
+        body.reward = request.reward
+    elif kind == "correction":
+        body.correction = request.correction
+    elif kind == "retraction":
+        body.retraction = True
+    else:
+        body.comment_only = True
+    key = f"f:{request.feedback_id}"
+    return training_pb2.Fact(key=key, dialogue_id=request.dialogue_id, time_ms=time_ms, feedback=body)
+
+
+def _delivered(request: dialogue_pb2.FeedbackRequest) -> training_pb2.Fact:
+    time_ms = now_ms()
+    body = training_pb2.Delivered(decision_id=request.decision_id, revision=request.revision or time_ms)
+    if request.WhichOneof("kind") == "overridden":
+        body.how = training_pb2.Delivered.OVERRIDDEN
+        body.action = request.overridden.action
+        if request.overridden.HasField("probability"):
+            body.probability = request.overridden.probability
+    else:
+        body.how = training_pb2.Delivered.DROPPED
+    key = f"v:{request.feedback_id}"
+    return training_pb2.Fact(key=key, dialogue_id=request.dialogue_id, time_ms=time_ms, delivered=body)

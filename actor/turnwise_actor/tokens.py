@@ -1,0 +1,171 @@
+"""Continuation tokens: sealed, so that any actor can go on with a dialogue that it has never seen.
+
+token.proto tells the layout. The key id in the head is bound to the domain's name, so a token made for
+another domain, or with keys that this actor does not have, is told apart from a forged one without
+reading it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import logging
+import os
+import struct
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from google.protobuf.message import DecodeError
+
+from turnwise.v1 import token_pb2
+from turnwise_actor.errors import TokenError
+
+FORMAT = 1
+_HEAD = struct.Struct("<B4s12sB")
+_TAG_BYTES = 16
+_LOOK_INTERVAL_S = 1.0
+
+logger = logging.getLogger(__name__)
+
+
+class KeyFileError(ValueError):
+    """The key file is missing or malformed; the message names the file and what is wanted."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """One secret of the key file, as one domain uses it."""
+
+    name: str
+    head_id: bytes
+    secret: bytes
+    cipher: AESGCM
+
+
+@dataclass(frozen=True)
+class OpenedToken:
+    """A genuine token: what it says, and the key it was sealed with."""
+
+    dialogue_id: str
+    state: token_pb2.TokenState
+    key: Key
+
+
+class KeyRing:
+    """The keys of one domain's actors; the file is looked at again about once a second.
+
+    A file that has become unreadable leaves the keys as they were and is complained about once.
+    """
+
+    def __init__(self, file: Path, domain_name: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._file = file
+        self._domain_name = domain_name
+        self._clock = clock
+        self._stamp = _stamp(file)
+        self._active, self._keys = _read_keys(file, domain_name)
+        self._looked_at = clock()
+
+    @property
+    def active(self) -> Key:
+        """The key that seals."""
+        if self._clock() - self._looked_at >= _LOOK_INTERVAL_S:
+            self._look()
+        return self._active
+
+    def find(self, head_id: bytes) -> Key | None:
+        """The key of a token's head; an unknown id may be a key added just now, so the file is looked at."""
+        if head_id not in self._keys:
+            self._look()
+        return self._keys.get(head_id)
+
+    def _look(self) -> None:
+        self._looked_at = self._clock()
+        stamp = _stamp(self._file)
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            self._active, self._keys = _read_keys(self._file, self._domain_name)
+        except KeyFileError as error:
+            logger.error("keeping the token keys as they were: %s", error)
+        else:
+            logger.info("read %d token keys anew, %s is active", len(self._keys), self._active.name)
+
+
+class Tokens:
+    """Seals and opens the tokens of one domain."""
+
+    def __init__(self, keys: KeyRing, domain_name: str) -> None:
+        self._keys = keys
+        self._domain_name = domain_name.encode()
+
+    def seal(self, dialogue_id: str, state: token_pb2.TokenState) -> bytes:
+        """Token for a dialogue id of at most 255 bytes."""
+        key = self._keys.active
+        name = dialogue_id.encode()
+        nonce = os.urandom(12)
+        head = _HEAD.pack(FORMAT, key.head_id, nonce, len(name)) + name
+        return head + key.cipher.encrypt(nonce, state.SerializeToString(), head + self._domain_name)
+
+    def open(self, token: bytes) -> OpenedToken:
+        """What a genuine token says; raises TokenError for any other."""
+        if len(token) < _HEAD.size + _TAG_BYTES or token[0] != FORMAT:
+            raise _invalid(f"{len(token)} bytes that are no token")
+        _, head_id, nonce, length = _HEAD.unpack_from(token)
+        end = _HEAD.size + length
+        key = self._keys.find(head_id)
+        if key is None:
+            raise TokenError(
+                f"the token was made for another domain than {self._domain_name.decode()!r}, "
+                "or with a key that this actor does not have",
+                reason="TOKEN_FOREIGN",
+            )
+        try:
+            plain = key.cipher.decrypt(nonce, token[end:], token[:end] + self._domain_name)
+            return OpenedToken(token[_HEAD.size : end].decode(), token_pb2.TokenState.FromString(plain), key)
+        except (InvalidTag, DecodeError, UnicodeDecodeError, ValueError) as error:
+            raise _invalid("a token that was altered or forged") from error
+
+
+def _invalid(got: str) -> TokenError:
+    return TokenError(f"token: got {got}; wanted one from this dialogue's last reply", reason="TOKEN_INVALID")
+
+
+def _stamp(file: Path) -> tuple[int, int, int] | None:
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def _read_keys(file: Path, domain_name: str) -> tuple[Key, dict[bytes, Key]]:
+    wanted = 'wanted {"active": "ab12cd34", "keys": {"ab12cd34": "<base64 of 32 bytes>"}}'
+    try:
+        content = json.loads(file.read_text())
+        keys = [_key(name, secret, domain_name) for name, secret in content["keys"].items()]
+        active = next(key for key in keys if key.name == content["active"])
+    except OSError as error:
+        raise KeyFileError(f"{file}: cannot be read ({error.strerror}); {wanted}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
+        # The error itself is left out: it may quote a secret.
+        raise KeyFileError(f"{file}: malformed ({type(error).__name__}); {wanted}") from None
+    return active, {key.head_id: key for key in keys}
+
+
+def _key(name: str, secret_base64: str, domain_name: str) -> Key:
+    try:
+        secret = base64.b64decode(secret_base64, validate=True)
+        file_id = bytes.fromhex(name)
+    except binascii.Error as error:
+        raise ValueError("not base64") from error
+    if len(secret) != 32 or len(file_id) != 4:
+        raise ValueError("wrong size")
+    head_id = hashlib.blake2b(domain_name.encode(), key=file_id, digest_size=4).digest()
+    return Key(name, head_id, secret, AESGCM(secret))

@@ -1,0 +1,444 @@
+"""Facts on their way to the learner.
+
+A fact that is added waits in memory, goes out with everything else that came in the same tick of the
+event loop, and is settled by the learner's acknowledgement. While the learner is away, memory holds the
+newest `max_pending_facts` and the spool what is older; both are sent again on the next stream, because
+facts are keyed and a second delivery is harmless. A spool segment is deleted once the learner, in its
+current epoch, has acknowledged all of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import grpc
+import grpc.aio
+
+from turnwise.v1 import training_pb2
+from turnwise.v1.training_pb2_grpc import TrainingStub
+from turnwise_actor.config import UplinkConfig
+from turnwise_actor.spool import Spool, SpoolFullError
+
+if TYPE_CHECKING:
+    from turnwise.v1.training_pb2_grpc import TrainingAsyncStub
+
+    FactStream = grpc.aio.StreamStreamCall[training_pb2.FactBatch, training_pb2.Ack]
+
+_MAX_BATCH_BYTES = 1024 * 1024
+
+logger = logging.getLogger(__name__)
+
+
+class FactRefusedError(Exception):
+    """The learner says that a fact can never be journaled."""
+
+
+class LearnerAwayError(Exception):
+    """The learner's stream broke or fell silent; it is begun anew."""
+
+
+@dataclass
+class _Group:
+    """Facts that somebody waits for: done, with the journal's cursor, once all are acknowledged."""
+
+    missing: set[str]
+    done: asyncio.Future[int]
+
+
+@dataclass
+class _Batch:
+    """What was sent and not yet acknowledged."""
+
+    sequence: int
+    keys: list[str]
+    sent_at: float
+    segment: Path | None = None
+
+
+@dataclass
+class _Replay:
+    """A spool segment being sent again."""
+
+    segment: Path
+    facts: deque[training_pb2.Fact]
+    unacknowledged: int = 0
+
+
+@dataclass
+class _Stream:
+    """State of one stream to the learner; a new stream begins with a new one."""
+
+    call: FactStream
+    sequence: int = 0
+    in_flight: deque[_Batch] = field(default_factory=deque)
+    replay: _Replay | None = None
+    report_due_at: float = 0.0
+
+
+class Uplink:
+    """Sends facts on, remembers which are settled, and reports to the learner. Used from one event loop."""
+
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        spool: Spool,
+        config: UplinkConfig,
+        report: Callable[[], training_pb2.ActorReport],
+    ) -> None:
+        self._stub = cast("TrainingAsyncStub", TrainingStub(channel))
+        self._spool = spool
+        self._config = config
+        self._report = report
+        self._pending: dict[str, training_pb2.Fact] = {}
+        self._queue: deque[str] = deque()
+        self._groups: dict[str, list[_Group]] = {}
+        self._settled: OrderedDict[str, None] = OrderedDict()
+        self._epoch = 0
+        self._connected = False
+        self._away_since = time.monotonic()
+        self._wake = asyncio.Event()
+        self._report_now = False
+        self._overflow: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    # What callers ask.
+
+    @property
+    def pending_facts(self) -> int:
+        """Facts in memory that the learner has not acknowledged."""
+        return len(self._pending)
+
+    @property
+    def connected(self) -> bool:
+        """Whether the learner has answered on the present stream."""
+        return self._connected
+
+    @property
+    def can_record(self) -> bool:
+        """Whether one more decision can be kept until the learner takes it."""
+        return not self._spool.full or (
+            self._connected and len(self._pending) < self._config.max_pending_facts
+        )
+
+    def is_settled(self, key: str) -> bool:
+        """Whether a fact is known to be settled; False also for one settled long ago or elsewhere."""
+        return key in self._settled
+
+    # What callers do.
+
+    def add(self, facts: Iterable[training_pb2.Fact]) -> None:
+        """Sends facts on, those excepted that are settled or on their way."""
+        for fact in facts:
+            if fact.key not in self._pending and fact.key not in self._settled:
+                self._pending[fact.key] = fact
+                self._queue.append(fact.key)
+        self._wake.set()
+        if len(self._pending) > self._config.max_pending_facts:
+            self._begin_overflow()
+
+    async def settle(self, facts: Sequence[training_pb2.Fact]) -> int | None:
+        """Returns when all the facts are settled: the journal's cursor, or None when they are only spooled.
+
+        Raises SpoolFullError when neither the learner nor the disk takes them, FactRefusedError when the
+        learner will never take them.
+        """
+        loop = asyncio.get_running_loop()
+        group = _Group({fact.key for fact in facts}, loop.create_future())
+        for fact in facts:
+            # Sent again even if settled before: the journal's cursor is in the answer.
+            self._settled.pop(fact.key, None)
+            self._groups.setdefault(fact.key, []).append(group)
+        self.add(facts)
+        try:
+            return await asyncio.wait_for(asyncio.shield(group.done), self._patience_s())
+        except asyncio.TimeoutError:
+            await self.spool(facts)
+            return None
+        finally:
+            self._forget(group, facts)
+
+    async def spool(self, facts: Sequence[training_pb2.Fact]) -> None:
+        """Returns when the facts are fsynced, from where they will be sent on; raises SpoolFullError."""
+        await self._spool.append(facts)
+        for fact in facts:
+            self._remember(fact.key)
+        self._wake.set()
+
+    def report_soon(self) -> None:
+        """Reports to the learner at once: something that it shows has changed."""
+        self._report_now = True
+        self._wake.set()
+
+    def start(self) -> None:
+        """Begins to connect, and goes on until `close`."""
+        self._task = asyncio.create_task(self._run(), name="uplink")
+
+    async def close(self, timeout_s: float) -> bool:
+        """Gives the learner time to take what is left, spools the rest; True if nothing is left unsent."""
+        self.report_soon()
+        deadline = time.monotonic() + timeout_s
+        while self._unsent() and self._connected and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        if self._overflow is not None:
+            await self._overflow
+        try:
+            await self._spool.append(list(self._pending.values()))
+        except SpoolFullError as error:
+            logger.error("%d facts are lost unless their tokens come back: %s", len(self._pending), error)
+            return False
+        return not self._unsent()
+
+    def _unsent(self) -> bool:
+        return bool(self._pending) or self._spool.oldest() is not None
+
+    # Waiting for facts to be settled.
+
+    def _patience_s(self) -> float:
+        """What is left of the wait for a learner that has been away for some time already."""
+        patience_s = self._config.settle_wait_ms / 1000
+        if not self._connected:
+            patience_s -= time.monotonic() - self._away_since
+        return max(patience_s, 0.0)
+
+    def _forget(self, group: _Group, facts: Iterable[training_pb2.Fact]) -> None:
+        for fact in facts:
+            groups = [each for each in self._groups.get(fact.key, ()) if each is not group]
+            if groups:
+                self._groups[fact.key] = groups
+            else:
+                self._groups.pop(fact.key, None)
+
+    def _remember(self, key: str) -> None:
+        self._settled[key] = None
+        self._settled.move_to_end(key)
+        while len(self._settled) > self._config.max_settled_keys:
+            self._settled.popitem(last=False)
+
+    def _acknowledge(self, key: str, cursor: int) -> None:
+        self._pending.pop(key, None)
+        self._remember(key)
+        for group in self._groups.get(key, ()):
+            group.missing.discard(key)
+            if not group.missing and not group.done.done():
+                group.done.set_result(cursor)
+
+    def _refuse(self, refused: training_pb2.Refused) -> None:
+        """A malformed fact: nothing will ever take it, so it leaves memory and tokens, and is told of."""
+        logger.error("the learner refused the fact %s: %s", refused.key, refused.reason)
+        self._pending.pop(refused.key, None)
+        self._remember(refused.key)
+        for group in self._groups.get(refused.key, ()):
+            if not group.done.done():
+                group.done.set_exception(FactRefusedError(refused.reason))
+                # Whoever waits has seen it or has gone; asyncio need not complain.
+                group.done.exception()
+
+    # Memory that runs over.
+
+    def _begin_overflow(self) -> None:
+        if (self._overflow is None or self._overflow.done()) and not self._spool.full:
+            self._overflow = asyncio.create_task(self._overflow_to_spool())
+
+    async def _overflow_to_spool(self) -> None:
+        """Moves the oldest facts that are not in flight to the disk."""
+        while len(self._pending) > self._config.max_pending_facts and self._queue:
+            count = min(self._config.max_batch_facts, len(self._queue))
+            keys = [self._queue.popleft() for _ in range(count)]
+            facts = [self._pending[key] for key in keys if key in self._pending]
+            try:
+                await self.spool(facts)
+            except SpoolFullError as error:
+                self._queue.extendleft(reversed(keys))
+                logger.error("%d facts stay in memory: %s", len(self._pending), error)
+                return
+            for key in keys:
+                self._pending.pop(key, None)
+
+    # The stream.
+
+    async def _run(self) -> None:
+        pause_s = self._config.reconnect_min_s
+        while True:
+            try:
+                await self._session()
+            except (grpc.aio.AioRpcError, LearnerAwayError) as error:
+                reason = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error)
+                if self._connected:
+                    logger.warning("the learner is away: %s", reason)
+                    pause_s = self._config.reconnect_min_s
+                else:
+                    logger.debug("the learner is still away: %s", reason)
+            finally:
+                self._lose()
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
+            pause_s = min(2 * pause_s, self._config.reconnect_max_s)
+
+    def _lose(self) -> None:
+        """Everything unacknowledged is to be sent again, oldest first."""
+        if self._connected:
+            self._away_since = time.monotonic()
+        self._connected = False
+        self._queue = deque(self._pending)
+
+    async def _session(self) -> None:
+        stream = _Stream(self._stub.AppendFacts(None))
+        tasks = [
+            asyncio.create_task(work, name=name)
+            for name, work in (
+                ("uplink-send", self._send(stream)),
+                ("uplink-receive", self._receive(stream)),
+                ("uplink-watch", self._watch(stream)),
+            )
+        ]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        finally:
+            stream.call.cancel()
+            for task in tasks:
+                task.cancel()
+            outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, Exception) and not isinstance(outcome, asyncio.CancelledError):
+                raise outcome
+
+    async def _send(self, stream: _Stream) -> None:
+        while True:
+            self._wake.clear()
+            if len(stream.in_flight) < self._config.max_batches_in_flight:
+                await self._prepare_replay(stream)
+                if self._send_is_due(stream):
+                    await self._send_batch(stream, self._next_live(), segment=None)
+                if stream.replay and stream.replay.facts:
+                    facts = _next_of(stream.replay.facts, self._config.max_batch_facts)
+                    stream.replay.unacknowledged += 1
+                    await self._send_batch(stream, facts, segment=stream.replay.segment)
+                    continue
+                if self._queue:
+                    continue
+            await self._wait_for_work(stream)
+
+    def _send_is_due(self, stream: _Stream) -> bool:
+        return bool(self._queue) or self._report_now or time.monotonic() >= stream.report_due_at
+
+    async def _wait_for_work(self, stream: _Stream) -> None:
+        try:
+            pause_s = max(stream.report_due_at - time.monotonic(), 0.001)
+            await asyncio.wait_for(self._wake.wait(), pause_s)
+        except asyncio.TimeoutError:
+            pass
+
+    def _next_live(self) -> list[training_pb2.Fact]:
+        facts: list[training_pb2.Fact] = []
+        size = 0
+        while self._queue and len(facts) < self._config.max_batch_facts and size < _MAX_BATCH_BYTES:
+            fact = self._pending.get(self._queue.popleft())
+            if fact is not None:
+                facts.append(fact)
+                size += fact.ByteSize()
+        return facts
+
+    async def _send_batch(
+        self, stream: _Stream, facts: list[training_pb2.Fact], segment: Path | None
+    ) -> None:
+        stream.sequence += 1
+        batch = training_pb2.FactBatch(sequence=stream.sequence, facts=facts)
+        now = time.monotonic()
+        if self._report_now or now >= stream.report_due_at:
+            batch.report.CopyFrom(self._report())
+            self._report_now = False
+            stream.report_due_at = now + self._config.report_interval_s
+        stream.in_flight.append(_Batch(stream.sequence, [fact.key for fact in facts], now, segment))
+        try:
+            await stream.call.write(batch)
+        except asyncio.InvalidStateError as error:
+            raise LearnerAwayError("the stream has ended") from error
+
+    async def _prepare_replay(self, stream: _Stream) -> None:
+        """Reads the oldest spool segment, once the one before is acknowledged and the learner is there."""
+        if stream.replay is not None or not self._connected:
+            return
+        segment = self._spool.oldest()
+        if segment is None:
+            return
+        try:
+            facts = await self._spool.read(segment)
+        except OSError as error:
+            logger.error("the spool segment %s cannot be read: %s", segment, error)
+            return
+        if facts:
+            stream.replay = _Replay(segment, deque(facts))
+        else:
+            await self._spool.remove(segment)
+
+    async def _receive(self, stream: _Stream) -> None:
+        while True:
+            ack = await stream.call.read()
+            if not isinstance(ack, training_pb2.Ack):
+                raise LearnerAwayError("it ended the stream")
+            self._check_epoch(ack)
+            if not stream.in_flight or stream.in_flight[0].sequence != ack.sequence:
+                raise LearnerAwayError(f"it acknowledged batch {ack.sequence} out of order")
+            batch = stream.in_flight.popleft()
+            for refused in ack.refused:
+                self._refuse(refused)
+            gone = {refused.key for refused in ack.refused}
+            for key in batch.keys:
+                if key not in gone:
+                    self._acknowledge(key, ack.cursor)
+            if batch.segment is not None:
+                await self._trim(stream)
+            if not self._connected:
+                self._connected = True
+                logger.info("the learner is there, epoch %d", ack.epoch)
+            self._wake.set()
+
+    def _check_epoch(self, ack: training_pb2.Ack) -> None:
+        """An older epoch is an old learner still running, or a restored journal: it settles nothing."""
+        if ack.epoch < self._epoch:
+            raise LearnerAwayError(
+                f"its epoch went back from {self._epoch} to {ack.epoch}; stop the old learner, "
+                "or restart the actors if an older journal was restored"
+            )
+        self._epoch = ack.epoch
+
+    async def _trim(self, stream: _Stream) -> None:
+        replay = stream.replay
+        assert replay is not None
+        replay.unacknowledged -= 1
+        if not replay.facts and not replay.unacknowledged:
+            await self._spool.remove(replay.segment)
+            stream.replay = None
+
+    async def _watch(self, stream: _Stream) -> None:
+        """A frozen learner keeps its connection open and says nothing."""
+        started_at = time.monotonic()
+        while True:
+            await asyncio.sleep(self._config.ack_timeout_s / 5)
+            oldest = stream.in_flight[0].sent_at if stream.in_flight else None
+            if oldest is None and not self._connected:
+                oldest = started_at
+            if oldest is not None and time.monotonic() - oldest > self._config.ack_timeout_s:
+                raise LearnerAwayError(f"it left a batch unanswered for {self._config.ack_timeout_s:g} s")
+
+
+def _next_of(facts: deque[training_pb2.Fact], most: int) -> list[training_pb2.Fact]:
+    """Takes facts from the left, up to a number and a size."""
+    taken: list[training_pb2.Fact] = []
+    size = 0
+    while facts and len(taken) < most and size < _MAX_BATCH_BYTES:
+        taken.append(facts.popleft())
+        size += taken[-1].ByteSize()
+    return taken

@@ -1,0 +1,421 @@
+"""The asyncio client: as `Client`, awaited. All that decides is shared with it."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from functools import partial
+from types import TracebackType
+from typing import Any, TypeVar
+
+import grpc
+import grpc.aio
+
+from turnwise._channels import OPTIONS, Connection, Credentials, Tls
+from turnwise._errors import ClientClosed, TurnwiseError, error_from_rpc
+from turnwise._messages import (
+    Domain,
+    Receipt,
+    Reply,
+    Request,
+    Revisions,
+    SlotValue,
+    checked_timeout,
+    feedback_request,
+)
+from turnwise._resend import FLUSH_S, Resender
+from turnwise._routing import UNARY, Address, Attempt, Call, Counters, Router, Stream
+from turnwise._state import DialogueState, Domains, Flow, TurnState, describe, give
+from turnwise.v1 import dialogue_pb2 as pb
+from turnwise.v1.dialogue_pb2_grpc import DialogueStub
+
+T = TypeVar("T")
+AsyncRunner = Callable[[Flow[Any], float | None], Coroutine[Any, Any, Any]]
+
+
+class AsyncTurn(TurnState):
+    """As `Turn`, awaited."""
+
+    _run: AsyncRunner
+    _state: DialogueState
+
+    async def reward(self, value: float, comment: str = "", *, timeout: float | None = None) -> Receipt:
+        """As `Turn.reward`."""
+        receipt: Receipt = await self._run(self._state.reward(self, value, comment), timeout)
+        return receipt
+
+    async def correct(self, action: str, comment: str = "", *, timeout: float | None = None) -> Receipt:
+        """As `Turn.correct`."""
+        receipt: Receipt = await self._run(self._state.correct(self, action, comment), timeout)
+        return receipt
+
+    async def retract(self, *, timeout: float | None = None) -> Receipt:
+        """As `Turn.retract`."""
+        receipt: Receipt = await self._run(self._state.retract(self), timeout)
+        return receipt
+
+    async def overridden(
+        self, action: str, probability: float | None = None, *, timeout: float | None = None
+    ) -> Receipt:
+        """As `Turn.overridden`."""
+        receipt: Receipt = await self._run(self._state.overridden(self, action, probability), timeout)
+        return receipt
+
+    async def dropped(self, *, timeout: float | None = None) -> Receipt:
+        """As `Turn.dropped`."""
+        receipt: Receipt = await self._run(self._state.dropped(self), timeout)
+        return receipt
+
+
+class AsyncDialogue:
+    """As `Dialogue`, awaited, and an async context manager."""
+
+    def __init__(self, run: AsyncRunner, state: DialogueState, turns: list[AsyncTurn]) -> None:
+        self._run = run
+        self._state = state
+        self._turns = turns
+        self._one_at_a_time = asyncio.Lock()
+
+    @property
+    def id(self) -> str:
+        """As `Dialogue.id`."""
+        return self._state.dialogue_id
+
+    @property
+    def token(self) -> str:
+        """As `Dialogue.token`."""
+        return self._state.token_text()
+
+    @property
+    def turns(self) -> tuple[AsyncTurn, ...]:
+        """As `Dialogue.turns`."""
+        return tuple(self._turns)
+
+    @property
+    def ended(self) -> bool:
+        """As `Dialogue.ended`."""
+        return self._state.ended
+
+    async def act(
+        self,
+        text: str | None = None,
+        *,
+        slots: Mapping[str, SlotValue] | None = None,
+        features: Iterable[float] | None = None,
+        allowed: Sequence[str] | None = None,
+        timeout: float | None = None,
+    ) -> AsyncTurn:
+        """As `Dialogue.act`."""
+        async with self._one_at_a_time:
+            reply, domain = await self._run(self._state.act(text, slots, features, allowed), timeout)
+            turn = AsyncTurn(reply, domain)
+            turn._run, turn._state = self._run, self._state
+            self._turns.append(turn)
+        return turn
+
+    async def end(
+        self,
+        outcome: str = "success",
+        reward: float | None = None,
+        *,
+        text: str | None = None,
+        slots: Mapping[str, SlotValue] | None = None,
+        features: Iterable[float] | None = None,
+        timeout: float | None = None,
+    ) -> Receipt:
+        """As `Dialogue.end`."""
+        async with self._one_at_a_time:
+            flow = self._state.end(outcome, reward, text, slots, features)
+            receipt: Receipt = await self._run(flow, timeout)
+        return receipt
+
+    def fork(self, index: int) -> "AsyncDialogue":
+        """As `Dialogue.fork`."""
+        state, turns = self._state.forked(self._turns, index)
+        return AsyncDialogue(self._run, state, turns)
+
+    async def __aenter__(self) -> "AsyncDialogue":
+        async with self._one_at_a_time:
+            await self._run(self._state.begin(), None)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        async with self._one_at_a_time:
+            await self._run(self._state.leave(), None)
+
+    def __repr__(self) -> str:
+        return f"<AsyncDialogue {self.id!r}, {len(self._turns)} turns{', ended' if self.ended else ''}>"
+
+
+class AsyncClient:
+    """As `Client`, awaited: for asyncio, in the one event loop that it is first used in.
+
+    Example:
+        ```python
+        async with turnwise.AsyncClient("localhost:50051") as bot, bot.dialogue(user="ann") as talk:
+            turn = await talk.act(text="hello")
+            await turn.reward(+1)
+            await talk.end(outcome="success")
+        ```
+    """
+
+    def __init__(
+        self,
+        address: str | Sequence[str],
+        credentials: Credentials = None,
+        tls: Tls = None,
+        *,
+        timeout: float = 10.0,
+    ) -> None:
+        self._timeout_s = checked_timeout(timeout)
+        self._engine = _LoopEngine(Connection.of(address, credentials, tls))
+        self._revisions = Revisions()
+        self._domains = Domains()
+
+    def dialogue(self, id: str | None = None, user: str = "", mode: str = "teach") -> AsyncDialogue:
+        """As `Client.dialogue`."""
+        state = DialogueState.new(self._revisions, self._domains, id, user, mode)
+        return AsyncDialogue(self._run, state, [])
+
+    def resume(self, token: str) -> AsyncDialogue:
+        """As `Client.resume`."""
+        return AsyncDialogue(self._run, DialogueState.resumed(self._revisions, self._domains, token), [])
+
+    async def domain(self, *, timeout: float | None = None) -> Domain:
+        """As `Client.domain`."""
+        return await self._run(describe(self._domains), timeout)
+
+    async def feedback(
+        self,
+        dialogue_id: str,
+        decision_id: str | None,
+        *,
+        reward: float | None = None,
+        correction: str | None = None,
+        retract: bool = False,
+        comment: str = "",
+        teacher: str = "",
+        timeout: float | None = None,
+    ) -> Receipt:
+        """As `Client.feedback`."""
+        request = feedback_request(
+            self._revisions.next(),
+            dialogue_id,
+            decision_id or "",
+            reward=reward,
+            correction=correction,
+            retract=retract,
+            comment=comment,
+            teacher=teacher,
+        )
+        return await self._run(give(request), timeout)
+
+    @property
+    def counters(self) -> Counters:
+        """As `Client.counters`."""
+        return self._engine.counters()
+
+    async def close(self) -> None:
+        """As `Client.close`."""
+        await self._engine.close()
+
+    async def __aenter__(self) -> "AsyncClient":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _run(self, flow: Flow[T], timeout: float | None) -> T:
+        """Runs a flow; its requests share one deadline."""
+        seconds = self._timeout_s if timeout is None else checked_timeout(timeout)
+        deadline = time.monotonic() + seconds
+        try:
+            request = next(flow)
+            while True:
+                try:
+                    reply = await self._engine.request(request, deadline)
+                except TurnwiseError as error:
+                    request = flow.throw(error)
+                else:
+                    request = flow.send(reply)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+
+
+class _LoopEngine:
+    """Runs a Router in the event loop: feeds it what happened, and calls its timers."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._wire = _TaskWire(connection, self._feed)
+        self._router = Router(connection.targets, self._wire, time.monotonic)
+        self._wire.router = self._router
+        self._resender = Resender(self._router, time.monotonic)
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._closed = False
+
+    def counters(self) -> Counters:
+        """A copy."""
+        return Counters(**vars(self._router.counters))
+
+    async def request(self, request: Request, deadline: float) -> Reply:
+        """Sends one request and waits for its outcome."""
+        answer: asyncio.Future[Reply | TurnwiseError] = asyncio.get_running_loop().create_future()
+
+        def done(result: Reply | TurnwiseError) -> None:
+            if not answer.done():
+                answer.set_result(result)
+
+        if self._closed:
+            raise ClientClosed("this client is closed")
+        call = Call(request, deadline, done)
+        self._feed(partial(self._router.submit, call))
+        try:
+            outcome = await answer
+        except asyncio.CancelledError:
+            self._feed(partial(self._router.cancel, call))
+            raise
+        if isinstance(outcome, TurnwiseError):
+            raise outcome
+        return outcome
+
+    async def close(self) -> None:
+        """Sends spooled facts once more, then ends all tasks."""
+        if self._closed:
+            return
+        self._closed = True
+        flushed = asyncio.Event()
+        self._feed(partial(self._resender.flush, FLUSH_S, flushed.set))
+        try:
+            await flushed.wait()
+        finally:
+            self._router.close()
+            if self._timer is not None:
+                self._timer.cancel()
+            await self._wire.close()
+
+    def _feed(self, event: Callable[[], None]) -> None:
+        event()
+        self._router.tick()
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        at = self._router.next_timer()
+        if self._timer is not None:
+            if at is not None and self._timer_at <= at:
+                return  # wakes early, and sets itself anew
+            self._timer.cancel()
+            self._timer = None
+        if at is not None:
+            delay_s = max(0.0, at - time.monotonic())
+            self._timer = asyncio.get_running_loop().call_later(delay_s, self._wake)
+            self._timer_at = at
+
+    def _wake(self) -> None:
+        self._timer = None
+        self._feed(self._router.tick)
+
+
+class _TaskWire:
+    """Sends for a Router; a task reads each stream and one writes it."""
+
+    router: Router
+
+    def __init__(self, connection: Connection, feed: Callable[[Callable[[], None]], None]) -> None:
+        self._connection = connection
+        self._feed = feed
+        self._channels: dict[Address, tuple[grpc.aio.Channel, Any]] = {}
+        self._outboxes: dict[Stream, asyncio.Queue[pb.ConverseRequest | None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def open(self, stream: Stream) -> None:
+        """Opens a stream."""
+        self._outboxes[stream] = asyncio.Queue()
+        self._spawn(self._converse(stream))
+
+    def send(self, stream: Stream, message: pb.ConverseRequest) -> None:
+        """Queues a message; the stream's end says if it could not be sent."""
+        if stream in self._outboxes:
+            self._outboxes[stream].put_nowait(message)
+
+    def finish(self, stream: Stream) -> None:
+        """Half-closes the stream."""
+        if stream in self._outboxes:
+            self._outboxes[stream].put_nowait(None)
+
+    def reset(self, stream: Stream) -> None:
+        """Closes the connection that the stream uses."""
+        if stream.address in self._channels:
+            self._spawn(self._channels.pop(stream.address)[0].close(None))
+
+    def call(self, attempt: Attempt, timeout_s: float) -> None:
+        """Makes a unary call."""
+        self._spawn(self._unary(attempt, timeout_s))
+
+    async def close(self) -> None:
+        """Cancels everything and waits for it."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for channel, _ in self._channels.values():
+            await channel.close(None)
+
+    def _spawn(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _stub(self, address: Address) -> Any:
+        if address not in self._channels:
+            tls = self._connection.tls
+            if tls is None:
+                channel = grpc.aio.insecure_channel(address.target, OPTIONS)
+            else:
+                channel = grpc.aio.secure_channel(address.target, tls, OPTIONS)
+            self._channels[address] = channel, DialogueStub(channel)
+        return self._channels[address][1]
+
+    async def _converse(self, stream: Stream) -> None:
+        error: TurnwiseError | None = None
+        writer: asyncio.Task[None] | None = None
+        try:
+            rpc = self._stub(stream.address).Converse(metadata=self._connection.metadata())
+            writer = asyncio.ensure_future(_write(rpc, self._outboxes[stream]))
+            async for reply in rpc:
+                self._feed(partial(self.router.received, stream, reply))
+        except grpc.RpcError as broken:
+            error = error_from_rpc(broken)
+        except TurnwiseError as refused:
+            error = refused
+        finally:
+            self._outboxes.pop(stream, None)
+            if writer is not None:
+                writer.cancel()
+        self._feed(partial(self.router.broke, stream, error))
+
+    async def _unary(self, attempt: Attempt, timeout_s: float) -> None:
+        method = UNARY[type(attempt.call.request)]
+        try:
+            reply = await getattr(self._stub(attempt.address), method)(
+                attempt.call.request, timeout=max(0.001, timeout_s), metadata=self._connection.metadata()
+            )
+        except grpc.RpcError as broken:
+            self._feed(partial(self.router.failed, attempt, error_from_rpc(broken)))
+        except TurnwiseError as refused:
+            self._feed(partial(self.router.failed, attempt, refused))
+        else:
+            self._feed(partial(self.router.answered, attempt, reply))
+
+
+async def _write(rpc: Any, outbox: "asyncio.Queue[pb.ConverseRequest | None]") -> None:
+    try:
+        while (message := await outbox.get()) is not None:
+            await rpc.write(message)
+        await rpc.done_writing()
+    except (grpc.RpcError, asyncio.InvalidStateError):
+        return  # the stream has ended; its reader says how

@@ -1,0 +1,98 @@
+"""`turnwise up`: a learner and actors on this machine, until Ctrl-C."""
+
+import logging
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+import click
+
+from turnwise_deploy.data_folder import DataFolderInUseError
+from turnwise_deploy.local import DeploymentError, LocalConfig, LocalDeployment
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@click.command(short_help="Run a learner and actors on this machine.")
+@click.option("--domain", type=click.Path(path_type=Path), required=True, help="The domain file.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    default=LocalConfig.data,
+    show_default=True,
+    help="Folder of journal, checkpoints, policies, logs; made if missing.",
+)
+@click.option("--actors", type=int, default=LocalConfig.actors, show_default=True, help="Actor processes.")
+@click.option("--host", default=LocalConfig.host, show_default=True, help="Address to listen at.")
+@click.option(
+    "--port",
+    type=int,
+    default=LocalConfig.port,
+    show_default=True,
+    help="Port of the first actor; the next ones follow. 0: free ones.",
+)
+@click.option(
+    "--learner-port",
+    type=int,
+    default=LocalConfig.learner_port,
+    show_default=True,
+    help="Port of the learner. 0: a free one.",
+)
+@click.option(
+    "--learner-arg",
+    "learner_arguments",
+    multiple=True,
+    help="One more argument of `turnwise learner`; may be repeated.",
+)
+@click.option(
+    "--actor-arg",
+    "actor_arguments",
+    multiple=True,
+    help="One more argument of `turnwise actor`; may be repeated.",
+)
+def command(**settings: object) -> int:
+    """Run a learner and actors on this machine.
+
+    Prints one line, `ready actors=HOST:PORT,... learner=HOST:PORT`, when the bot answers; all else goes
+    to the standard error. Ctrl-C or SIGTERM lets the actors finish, saves a checkpoint and ends; the next
+    `up` with the same data folder goes on from there. A second Ctrl-C ends everything at once.
+    """
+    logging.basicConfig(level=logging.WARNING, format="turnwise: %(message)s")
+    try:
+        deployment = LocalDeployment(LocalConfig(**settings), say=_say)  # type: ignore[arg-type]
+        return _serve(deployment)
+    except (DeploymentError, DataFolderInUseError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _serve(deployment: LocalDeployment) -> int:
+    signals = 0
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        nonlocal signals
+        signals += 1
+        if signals == 1:
+            deployment.request_stop()
+        else:
+            deployment.kill()
+
+    previous = {number: signal.signal(number, on_signal) for number in _SIGNALS}
+    try:
+        with deployment:
+            if deployment.ready:
+                click.echo(f"ready actors={','.join(deployment.actors)} learner={deployment.learner}")
+                sys.stdout.flush()
+                if sys.stderr.isatty():
+                    _say(f"talk to it: turnwise chat {' '.join(deployment.actors)}; Ctrl-C stops it")
+            deployment.wait()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    end = "killed" if signals > 1 else "stopped"
+    _say(f"{end}; the data is in {deployment.folder.path}")
+    return 1 if signals > 1 else 0
+
+
+def _say(line: str) -> None:
+    click.echo(f"turnwise: {line}", err=True)

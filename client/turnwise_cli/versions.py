@@ -1,0 +1,48 @@
+"""`turnwise versions`: what was published, and what can be gone back to."""
+
+import time
+from pathlib import Path
+
+import click
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from turnwise.v1 import training_pb2
+from turnwise_cli.learner_calls import (
+    CALL_TIMEOUT_S,
+    learner_address,
+    learner_options,
+    operator,
+    version_text,
+)
+
+
+@click.command(short_help="List the policy versions.")
+@learner_options
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="How many, newest first."
+)
+def command(learner: str | None, data: Path, limit: int) -> None:
+    """List the policy versions, newest first.
+
+    Those with a checkpoint can be gone back to: `turnwise rollback VERSION`.
+    """
+    with operator(learner_address(learner, data)) as stub:
+        request = training_pb2.ListVersionsRequest(limit=limit)
+        versions = stub.ListVersions(request, timeout=CALL_TIMEOUT_S).versions
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in ("version", "published", "learned through", "updates", "began by", "checkpoint"):
+        table.add_column(name, justify="right" if name in ("learned through", "updates") else "left")
+    for item in versions:
+        published = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(item.published_ms / 1000))
+        table.add_row(
+            version_text(item.version),
+            published,
+            f"{item.learned_through:,}",
+            f"{item.updates:,}",
+            escape(item.cause),
+            escape(Path(item.checkpoint).name if item.checkpoint else ""),
+        )
+    Console().print(table if versions else "no version has been published yet")

@@ -1,0 +1,357 @@
+"""A learner and its actors on this machine, as `turnwise up` runs them.
+
+Tests and benchmarks use it as a context manager: inside the block, `actors` and `learner` are its addresses.
+"""
+
+import contextlib
+import importlib.util
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from turnwise_deploy.child import Child
+from turnwise_deploy.data_folder import DataFolder
+from turnwise_deploy.readiness import Readiness
+
+log = logging.getLogger(__name__)
+
+Say = Callable[[str], None]
+
+_WATCH_EVERY_S = 0.05
+_READY_EVERY_S = 0.1
+_REFUSALS = (2, os.EX_CONFIG)
+"""Exit codes of a process that refuses its arguments or its files: starting it again is of no use."""
+
+
+class DeploymentError(RuntimeError):
+    """The deployment cannot start; the message says why and what to change."""
+
+
+@dataclass(frozen=True)
+class LocalConfig:
+    """What `turnwise up` is told."""
+
+    domain: Path
+    """The domain file."""
+    data: Path = Path("turnwise-data")
+    """Folder of journal, checkpoints, policies, spool, logs and keys; made where it is missing."""
+    actors: int = 1
+    """Actor processes. More of them answer more people at once; one answers thousands of turns a second."""
+    host: str = "127.0.0.1"
+    """Address that all processes listen at. Anything but loopback lets other machines in, unencrypted."""
+    port: int = 50051
+    """Port of the first actor; the next ones follow. 0: free ones are chosen."""
+    learner_port: int = 50050
+    """Port of the learner. 0: a free one is chosen."""
+    learner_arguments: tuple[str, ...] = ()
+    """Further arguments of `python -m turnwise_learner`."""
+    actor_arguments: tuple[str, ...] = ()
+    """Further arguments of `python -m turnwise_actor`."""
+    start_timeout_s: float = 180.0
+    """Raise it where the machine is so slow that the learner needs longer to begin."""
+    start_attempts: int = 3
+    """Deaths of one process before the deployment has ever been ready that it gives up at."""
+    actor_drain_s: float = 30.0
+    """How long actors get to answer what they were asked and to hand their facts over, at the end."""
+    learner_stop_s: float = 90.0
+    """How long the learner gets to save a checkpoint at the end."""
+
+    def __post_init__(self) -> None:
+        if self.actors < 1:
+            raise DeploymentError(f"--actors: got {self.actors}; wanted at least 1")
+        for setting, port, last in (
+            ("--port", self.port, self.port + self.actors - 1 if self.port else 0),
+            ("--learner-port", self.learner_port, self.learner_port),
+        ):
+            if not 0 <= port <= last <= 65535:
+                raise DeploymentError(f"{setting}: got {port}; wanted 0, or ports from 1 to 65535")
+        if self.port and self.port <= self.learner_port < self.port + self.actors:
+            raise DeploymentError(
+                f"port {self.learner_port} is wanted by the learner (--learner-port) and by an actor "
+                f"(--port {self.port}, {self.actors} actors)"
+            )
+
+
+@dataclass
+class LocalDeployment:
+    """Child processes under one supervising thread, from `start()` to `stop()`.
+
+    That thread starts every child, because the kernel ends a child with the thread that started it.
+    """
+
+    config: LocalConfig
+    say: Say = log.info
+    """Told, in one line each, what a person at the terminal should know."""
+    actors: tuple[str, ...] = ()
+    """HOST:PORT of each actor, from `start()` on."""
+    learner: str = ""
+    """HOST:PORT of the learner, from `start()` on."""
+    _children: dict[str, Child] = field(default_factory=dict, repr=False)
+    _stopping: threading.Event = field(default_factory=threading.Event, repr=False)
+    _killing: threading.Event = field(default_factory=threading.Event, repr=False)
+    _ready: threading.Event = field(default_factory=threading.Event, repr=False)
+    _failure: str = ""
+    _thread: threading.Thread | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        self.folder = DataFolder(self.config.data)
+
+    def __enter__(self) -> "LocalDeployment":
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Starts all processes and returns when they serve.
+
+        Raises:
+            DeploymentError: Something the caller can change: a port, the domain, an extra.
+            DataFolderInUseError: Another deployment works in the data folder.
+        """
+        self.begin()
+        try:
+            self.wait_ready()
+        except BaseException:
+            self.stop()
+            raise
+
+    def begin(self) -> None:
+        """Starts all processes and returns at once."""
+        _check_installed()
+        _check_domain(self.config.domain)
+        self.folder.lock(self.config.learner_stop_s, self.say)
+        try:
+            self.folder.ensure_keys()
+            self._assign_ports()
+        except BaseException:
+            self.folder.unlock()
+            raise
+        self._thread = threading.Thread(target=self._supervise, name="turnwise-up", daemon=True)
+        self._thread.start()
+
+    def wait_ready(self) -> None:
+        """Returns when every actor serves with a policy of this learner, or after `stop()`.
+
+        Raises:
+            DeploymentError: A process keeps dying, or `start_timeout_s` has passed.
+        """
+        deadline = time.monotonic() + self.config.start_timeout_s
+        told = ""
+        with Readiness(self.learner, self.actors) as readiness:
+            while not self._stopping.is_set():
+                if self._failure:
+                    raise DeploymentError(self._failure)
+                missing = readiness.missing({actor: self._pid(actor) for actor in self.actors})
+                if not missing:
+                    self._ready.set()
+                    return
+                if missing != told:
+                    self.say(f"waiting for {missing}")
+                    told = missing
+                if time.monotonic() > deadline:
+                    raise DeploymentError(
+                        f"still waiting for {missing} after {self.config.start_timeout_s:.0f} s; "
+                        f"see {self.folder.logs}"
+                    )
+                self._stopping.wait(_READY_EVERY_S)
+
+    @property
+    def ready(self) -> bool:
+        """True once the deployment has served, and until it is asked to stop."""
+        return self._ready.is_set() and not self._stopping.is_set()
+
+    def wait(self) -> None:
+        """Returns when the deployment is asked to stop.
+
+        Raises:
+            DeploymentError: The supervisor itself failed.
+        """
+        while not self._stopping.wait(0.2):
+            if self._failure:
+                raise DeploymentError(self._failure)
+
+    def request_stop(self) -> None:
+        """Has the supervisor begin to stop and returns at once; safe in a signal handler."""
+        self._stopping.set()
+
+    def stop(self) -> None:
+        """Drains the actors, then has the learner save and end. Harmless when nothing runs."""
+        self._stopping.set()
+        if self._thread is not None:
+            while self._thread.is_alive():  # in short waits, so that signals are handled meanwhile
+                self._thread.join(0.1)
+            self._thread = None
+        self.folder.unlock()
+
+    def kill(self) -> None:
+        """Ends every process at once. What was acknowledged is safe; the next start replays it."""
+        self._killing.set()
+        self._stopping.set()
+
+    def pids(self) -> dict[str, int | None]:
+        """The process of each part, by address; None while it is being started again."""
+        return {address: child.pid for address, child in self._children.items()}
+
+    def _pid(self, address: str) -> int | None:
+        child = self._children.get(address)
+        return child.pid if child is not None else None
+
+    def _assign_ports(self) -> None:
+        config = self.config
+        wanted = [("--learner-port", config.learner_port)]
+        wanted += [("--port", config.port + i if config.port else 0) for i in range(config.actors)]
+        with contextlib.ExitStack() as held:
+            addresses = [
+                f"{config.host}:{held.enter_context(_bound(config.host, port, setting)).getsockname()[1]}"
+                for setting, port in wanted
+            ]
+        self.learner, self.actors = addresses[0], tuple(addresses[1:])
+
+    def _make_children(self) -> Iterator[tuple[str, Child]]:
+        folder, domain = self.folder, str(self.config.domain.absolute())
+        inherit = () if folder.lock_fd is None else (folder.lock_fd,)
+        learner = ("-m", "turnwise_learner", "--domain", domain, "--data", str(folder.path))
+        yield (
+            self.learner,
+            Child(
+                "learner",
+                (*learner, "--listen", self.learner, *self.config.learner_arguments),
+                folder.logs / "learner.log",
+                inherit,
+            ),
+        )
+        folder.spool.mkdir(exist_ok=True)
+        for actor in self.actors:
+            arguments = ("-m", "turnwise_actor", "--domain", domain, "--learner", self.learner)
+            places = ("--listen", actor, "--keys", str(folder.keys), "--spool", str(folder.spool))
+            yield (
+                actor,
+                Child(
+                    f"actor {actor}",
+                    (*arguments, *places, *self.config.actor_arguments),
+                    folder.logs / f"actor-{actor.rpartition(':')[2]}.log",
+                    inherit,
+                ),
+            )
+
+    def _supervise(self) -> None:
+        try:
+            self._children = dict(self._make_children())
+            for child in self._children.values():
+                child.start()
+            while not self._stopping.wait(_WATCH_EVERY_S):
+                for child in self._children.values():
+                    self._tend(child)
+            if not self._killing.is_set():
+                self._drain()
+        except OSError as error:  # no space, no permission, no more processes
+            self._failure = f"cannot keep the processes running: {error}"
+            log.exception("the supervisor ends")
+        finally:
+            self._kill_rest()
+
+    def _tend(self, child: Child) -> None:
+        if (code := child.poll()) is not None:
+            if not self._ready.is_set() and (code in _REFUSALS or child.deaths >= self.config.start_attempts):
+                self._failure = f"the {child.name} {_ended(code)} while starting; {child.log} ends with\n"
+                self._failure += child.log_tail()
+            else:
+                wait = f"{child.backoff_s:g} s"
+                self.say(f"the {child.name} {_ended(code)}; starting it again in {wait} (see {child.log})")
+        elif child.due and not self._failure:
+            child.start()
+
+    def _drain(self) -> None:
+        actors = [self._children[address] for address in self.actors]
+        running = sum(child.pid is not None for child in actors)
+        self.say(f"stopping: {running} actor{'s' * (running != 1)} finish what they were asked")
+        self._end(actors, self.config.actor_drain_s)
+        for child in actors:
+            if child.exit_code == os.EX_TEMPFAIL:
+                self.say(f"the {child.name} left facts in its spool; the next start hands them over")
+        if not self._killing.is_set():
+            self.say("stopping: the learner saves a checkpoint")
+            self._end([self._children[self.learner]], self.config.learner_stop_s)
+
+    def _end(self, children: list[Child], timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        for child in children:
+            child.terminate()
+        while any(child.pid is not None for child in children) and not self._killing.is_set():
+            for child in children:
+                if (code := child.poll()) not in (None, 0, 75, -15):
+                    self.say(f"the {child.name} {_ended(code or 0)} at the end (see {child.log})")
+            if time.monotonic() > deadline:
+                late = ", ".join(child.name for child in children if child.pid is not None)
+                self.say(f"killed after {timeout_s:.0f} s: {late}")
+                return
+            self._killing.wait(_WATCH_EVERY_S)
+
+    def _kill_rest(self) -> None:
+        for child in self._children.values():
+            child.kill()
+        while any(child.pid is not None for child in self._children.values()):
+            for child in self._children.values():
+                child.poll()
+            time.sleep(_WATCH_EVERY_S)
+
+
+def _ended(code: int) -> str:
+    if code >= 0:
+        return f"ended with exit code {code}"
+    return f"was ended by signal {-code}"
+
+
+def _bound(host: str, port: int, setting: str) -> socket.socket:
+    family, kind, protocol, _, address = _resolve(host, port)
+    listener = socket.socket(family, kind, protocol)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+        listener.listen(1)  # two sockets may be bound to one port with SO_REUSEADDR, but not listen
+    except OSError as error:
+        listener.close()
+        raise DeploymentError(
+            f"port {port} at {host} cannot be used ({error.strerror}); choose others with {setting}, "
+            "0 for any free ones"
+        ) from error
+    return listener
+
+
+def _resolve(host: str, port: int) -> tuple[int, int, int, str, tuple[Any, ...]]:
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except socket.gaierror as error:
+        raise DeploymentError(f"--host: {host!r} is no address ({error.strerror})") from error
+    return found[0]
+
+
+def _check_installed() -> None:
+    needed = ("turnwise_actor", "turnwise_learner", "grpc_health", "cryptography", "ray", "torch")
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if missing:
+        raise DeploymentError(
+            f"a deployment needs: pip install 'turnwise[learner]' (missing: {', '.join(missing)})"
+        )
+
+
+def _check_domain(path: Path) -> None:
+    from turnwise_actor.policy import Domain, DomainError
+
+    if not path.is_file():
+        raise DeploymentError(f"there is no domain file {path}; name it with --domain")
+    try:
+        Domain.load(path)
+    except DomainError as error:
+        raise DeploymentError(str(error)) from error

@@ -1,0 +1,71 @@
+"""Tells when a deployment serves: each actor healthy, with a policy of the learner that runs now."""
+
+from collections.abc import Mapping
+from types import TracebackType
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from turnwise.v1 import training_pb2, training_pb2_grpc
+
+CALL_TIMEOUT_S = 2.0
+
+
+class Readiness:
+    """Asks the learner and the actors, as often as it is told to; keeps its channels between questions."""
+
+    def __init__(self, learner: str, actors: tuple[str, ...]) -> None:
+        options = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 300)]
+        self._learner = grpc.insecure_channel(learner, options=options)
+        self._actors = {actor: grpc.insecure_channel(actor, options=options) for actor in actors}
+
+    def __enter__(self) -> "Readiness":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._learner.close()
+        for channel in self._actors.values():
+            channel.close()
+
+    def missing(self, pids: Mapping[str, int | None]) -> str:
+        """What is not ready yet, in a few words; empty when all is.
+
+        Args:
+            pids: The process that should be found at each actor's address: one that an earlier run
+                left there does not count.
+        """
+        try:
+            status = training_pb2_grpc.OperatorStub(self._learner).GetStatus(
+                training_pb2.GetStatusRequest(), timeout=CALL_TIMEOUT_S
+            )
+        except grpc.RpcError as error:
+            if _code(error) in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                return "the learner"
+            raise
+        if not status.trainer_alive:
+            return "the trainer"
+        generation = status.published.generation
+        if generation == 0 or generation != status.trainer.policy_version.generation:
+            return "the first policy"
+        with_policy = {
+            actor.report.pid
+            for actor in status.actors
+            if actor.connected and actor.report.policy_version.generation == generation
+        }
+        waiting = [a for a, pid in pids.items() if pid not in with_policy or not self._healthy(a)]
+        return "actor " + ", ".join(waiting) if waiting else ""
+
+    def _healthy(self, actor: str) -> bool:
+        try:
+            reply = health_pb2_grpc.HealthStub(self._actors[actor]).Check(
+                health_pb2.HealthCheckRequest(service="turnwise.v1.Dialogue"), timeout=CALL_TIMEOUT_S
+            )
+        except grpc.RpcError:
+            return False
+        return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def _code(error: grpc.RpcError) -> grpc.StatusCode | None:
+    return error.code() if isinstance(error, grpc.Call) else None

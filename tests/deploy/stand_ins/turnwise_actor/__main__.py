@@ -1,0 +1,50 @@
+"""An actor that answers nobody: is healthy, and reports to the learner ten times a second."""
+
+import argparse
+import os
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from turnwise.v1 import dialogue_pb2, training_pb2, training_pb2_grpc
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    for option in ("--domain", "--learner", "--listen", "--keys", "--spool"):
+        parser.add_argument(option, required=True)
+    arguments = parser.parse_args()
+    stopped = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    server = grpc.server(ThreadPoolExecutor(4), options=[("grpc.so_reuseport", 0)])
+    servicer = health.HealthServicer()
+    servicer.set("turnwise.v1.Dialogue", health_pb2.HealthCheckResponse.SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    server.add_insecure_port(arguments.listen)
+    server.start()
+
+    def reports():
+        sequence = 0
+        while not stopped.wait(0.1):
+            sequence += 1
+            report = training_pb2.ActorReport(
+                address=arguments.listen,
+                pid=os.getpid(),
+                policy_version=dialogue_pb2.PolicyVersion(generation=1, number=1),
+            )
+            yield training_pb2.FactBatch(sequence=sequence, report=report)
+
+    while not stopped.is_set():
+        with grpc.insecure_channel(arguments.learner) as channel:
+            try:
+                for _ in training_pb2_grpc.TrainingStub(channel).AppendFacts(reports()):
+                    pass
+            except grpc.RpcError:
+                stopped.wait(0.1)
+    server.stop(0)
+
+
+main()

@@ -9,6 +9,7 @@ import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -28,14 +29,15 @@ def main() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     assert os.getppid() == int(arguments.parent_pid)
     data = Path(arguments.data)
-    print("arguments", json.dumps(vars(arguments)), flush=True)
+    sys.stdout.write(f"arguments {json.dumps(vars(arguments))}\n")
+    sys.stdout.flush()
 
     said: queue.SimpleQueue[training_pb2.TrainerMessage | None] = queue.SimpleQueue()
     with JournalReader(journal_path(data)) as reader:
         hello = training_pb2.TrainerHello(pid=os.getpid(), cause="start", journal_id=reader.journal_id)
     said.put(training_pb2.TrainerMessage(hello=hello))
     stub = training_pb2_grpc.TrainerStub(grpc.insecure_channel(arguments.service))
-    call = stub.Attach(iter(said.get, None))
+    call: Any = stub.Attach(iter(said.get, None))
     generation = next(call).welcome.generation
 
     def on_sigterm(*_: object) -> None:

@@ -1,7 +1,8 @@
 import asyncio
 import os
+from typing import Any
 
-import grpc
+import grpc.aio
 import pytest
 
 from turnwise.v1 import dialogue_pb2, status_pb2, training_pb2, training_pb2_grpc
@@ -141,7 +142,8 @@ async def test_a_wrong_exploration_is_refused_with_field_value_and_range(
     with pytest.raises(grpc.aio.AioRpcError, match=wanted) as caught:
         await operator.SetExploration(training_pb2.SetExplorationRequest(mode=mode, epsilon=epsilon))
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    details = dict(caught.value.trailing_metadata() or ())["grpc-status-details-bin"]
+    metadata: Any = caught.value.trailing_metadata()
+    details = dict(metadata)["grpc-status-details-bin"]
     status = status_pb2.Status.FromString(details)
     assert status.details[0].type_url == "type.googleapis.com/google.rpc.BadRequest"
     (violation,) = status_pb2.BadRequest.FromString(status.details[0].value).field_violations
@@ -176,8 +178,9 @@ async def test_a_trainer_that_does_not_answer_runs_into_the_callers_deadline(ope
 
 async def test_pause_and_exploration_are_told_to_every_trainer_that_begins_later(config, attach):
     async with running(config) as service, attach(service) as trainer:
-        async with grpc.aio.insecure_channel(service.address) as channel:
-            operator = training_pb2_grpc.OperatorStub(channel)
+        channel = grpc.aio.insecure_channel(service.address)
+        async with channel:
+            operator: Any = training_pb2_grpc.OperatorStub(channel)
             asked = asyncio.create_task(trainer.answer(paused=True))
             assert (await operator.Pause(training_pb2.PauseRequest())).paused
             assert (await asked).pause

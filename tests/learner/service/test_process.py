@@ -8,8 +8,9 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import grpc
+import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
@@ -52,6 +53,7 @@ class Learner:
 _WITH_TRAINER = """
 import asyncio, logging, sys
 from pathlib import Path
+from typing import Any
 from turnwise_learner.service import ServiceConfig, serve
 logging.basicConfig(level="INFO")
 domain, data, *trainer = sys.argv[1:]
@@ -81,7 +83,8 @@ def start(config, learners):
 async def stream_until_dead(address: str, name: str, make_facts, acknowledged: list[str]) -> None:
     """Sends batches, up to 8 unanswered, until the connection breaks."""
     async with grpc.aio.insecure_channel(address) as channel:
-        call = training_pb2_grpc.TrainingStub(channel).AppendFacts()
+        stub: Any = training_pb2_grpc.TrainingStub(channel)
+        call = stub.AppendFacts()
         waiting: dict[int, list[str]] = {}
         try:
             for sequence in range(1, 1_000_000):
@@ -164,10 +167,9 @@ def test_nothing_a_person_said_is_logged(start, make_facts):
     facts = make_facts("a", 2, text="my secret")
     facts.append(training_pb2.Fact(key="x", dialogue_id="a", decided=facts[1].decided))
     with grpc.insecure_channel(learner.address()) as channel:
-        call = training_pb2_grpc.TrainingStub(channel).AppendFacts(
-            iter([training_pb2.FactBatch(sequence=1, facts=facts)])
-        )
-        assert len(next(call).refused) == 1
+        batches = iter([training_pb2.FactBatch(sequence=1, facts=facts)])
+        (ack,) = training_pb2_grpc.TrainingStub(channel).AppendFacts(batches)
+        assert len(ack.refused) == 1
     code, log = learner.end(signal.SIGTERM)
     assert code == 0
     assert "refused" in log

@@ -31,6 +31,7 @@ async def test_a_child_that_was_killed_is_started_again(tmp_path, eventually):
     supervisor.start()
     await eventually(lambda: supervisor.pid)
     killed = supervisor.pid
+    assert killed is not None
     os.kill(killed, signal.SIGKILL)
     await eventually(lambda: supervisor.pid not in (None, killed))
     assert supervisor.restarts == 1

@@ -1,6 +1,7 @@
 import sqlite3
+from typing import Any
 
-import grpc
+import grpc.aio
 import pytest
 
 from turnwise.v1 import training_pb2, training_pb2_grpc
@@ -62,7 +63,8 @@ async def test_a_trainer_that_does_not_belong_here_is_refused(service, attach, h
 
 
 async def test_a_stream_without_a_hello_is_refused(service, channel):
-    call = training_pb2_grpc.TrainerStub(channel).Attach()
+    stub: Any = training_pb2_grpc.TrainerStub(channel)
+    call = stub.Attach()
     await call.write(training_pb2.TrainerMessage(report=training_pb2.TrainerReport()))
     with pytest.raises(grpc.aio.AioRpcError, match="wanted hello"):
         await call.read()

@@ -1,6 +1,7 @@
 import asyncio
+from typing import Any
 
-import grpc
+import grpc.aio
 import pytest
 
 from turnwise.v1 import dialogue_pb2, training_pb2, training_pb2_grpc
@@ -55,7 +56,7 @@ async def test_a_stream_that_the_actor_drops_leaves_the_others_alone(training, s
 
 async def test_draining_answers_what_was_read_then_ends_the_stream(config, make_facts):
     async with running(config) as service, grpc.aio.insecure_channel(service.address) as channel:
-        stub = training_pb2_grpc.TrainingStub(channel)
+        stub: Any = training_pb2_grpc.TrainingStub(channel)
         call = stub.AppendFacts()
         await call.write(training_pb2.FactBatch(sequence=1, facts=make_facts("a", 1)))
         assert (await call.read()).sequence == 1
@@ -145,9 +146,11 @@ async def test_a_service_that_starts_again_broadcasts_the_latest_file(config, po
         (config.policies / f"{policy.version}.safetensors").write_bytes(policy.to_bytes())
     (config.policies / "9.1.safetensors").write_bytes(b"torn")
     async with running(config) as service:
+        assert service.broadcast.current is not None
         assert service.broadcast.current.version == PolicyVersion(2, 1)
     (config.policies / "LATEST").write_text("1.10.safetensors")
     async with running(config) as service:
         current = service.broadcast.current
+        assert current is not None
         assert current.version == PolicyVersion(1, 10)
         assert Policy.from_bytes(b"".join(chunk.data for chunk in current.chunks)).version == current.version

@@ -14,15 +14,8 @@ import grpc
 from turnwise._channels import OPTIONS, Connection, Credentials, Tls
 from turnwise._dialogue import Dialogue
 from turnwise._errors import ClientClosed, DeadlineExceeded, TurnwiseError, error_from_rpc
-from turnwise._messages import (
-    Domain,
-    Receipt,
-    Reply,
-    Request,
-    Revisions,
-    checked_timeout,
-    feedback_request,
-)
+from turnwise._replies import Domain, Receipt, Reply
+from turnwise._requests import Request, Revisions, checked_timeout, feedback_request
 from turnwise._resend import FLUSH_S, Resender
 from turnwise._routing import UNARY, Address, Attempt, Call, Counters, Router, Stream
 from turnwise._state import DialogueState, Domains, Flow, describe, give

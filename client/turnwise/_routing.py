@@ -15,6 +15,7 @@ import heapq
 import random
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from itertools import count
 from types import MappingProxyType
@@ -31,7 +32,8 @@ from turnwise._errors import (
     UnexpectedReply,
     error_from_status,
 )
-from turnwise._messages import Reply, Request
+from turnwise._replies import Reply
+from turnwise._requests import Request
 from turnwise.v1 import dialogue_pb2 as pb
 
 
@@ -485,7 +487,8 @@ class Router:
             return
         call.finished = True
         self._calls.discard(call)
-        call.done(outcome)
+        # Calls that failed together get an error each: they are raised in different places.
+        call.done(copy(outcome) if isinstance(outcome, TurnwiseError) else outcome)
 
 
 def _converse(correlation_id: int, timeout_s: float, request: Request) -> pb.ConverseRequest:

@@ -2,6 +2,7 @@ import array
 import math
 import threading
 import time
+from typing import Any
 
 import pytest
 
@@ -19,12 +20,12 @@ def actor(request):
 
 
 @pytest.fixture
-def bot(actor):
+def bot(actor: FakeActor):
     with turnwise.Client(actor.address) as client:
         yield client
 
 
-SEEN = {"features": [0.5, -1]}
+SEEN: dict[str, Any] = {"features": [0.5, -1]}
 
 
 def test_a_turn_says_what_was_decided(actor, bot):
@@ -141,10 +142,13 @@ def test_leaving_the_block_truncates_a_dialogue_begun_here(actor, bot):
 
 
 def test_leaving_hides_no_error_when_the_actor_is_gone(actor):
-    with turnwise.Client(actor.address, timeout=0.3) as bot:
-        with pytest.raises(RuntimeError, match="mine"), bot.dialogue():
-            actor.stop()
-            raise RuntimeError("mine")
+    def fail():
+        actor.stop()
+        raise RuntimeError("mine")
+
+    bot = turnwise.Client(actor.address, timeout=0.3)
+    with bot, pytest.raises(RuntimeError, match="mine"), bot.dialogue():
+        fail()
 
 
 def test_leaving_the_block_of_a_resumed_dialogue_or_a_fork_leaves_it_open(actor, bot):
@@ -183,7 +187,7 @@ def test_a_fork_goes_on_right_after_its_turn(actor, bot):
     assert talk.act(**SEEN).index == 3
     assert [turn.index for turn in talk.turns] == [0, 1, 2, 3]
     assert [turn.index for turn in fork.turns] == [0, 1]
-    with pytest.raises(turnwise.InvalidRequest, match="index: got 7; wanted .*: 0, 1, 2, 3"):
+    with pytest.raises(turnwise.InvalidRequest, match=r"index: got 7; wanted .*: 0, 1, 2, 3"):
         talk.fork(7)
 
 
@@ -294,6 +298,9 @@ def misuse():
         "features: got 'ab'": lambda bot, talk, turn: talk.act(features="ab"),
         r"features: got b'\\x00": lambda bot, talk, turn: talk.act(features=b"\0\0\0\0"),
         r"features: got \[\[1\]\]": lambda bot, talk, turn: talk.act(features=[[1]]),
+        "observation: got '4000.* bytes'; wanted at most": lambda bot, talk, turn: talk.act(
+            text="x" * 4_000_000
+        ),
         "features: got 3": lambda bot, talk, turn: talk.act(features=3),
         "timeout: got 0": lambda bot, talk, turn: talk.act(timeout=0),
     }
@@ -314,14 +321,18 @@ def test_a_token_before_the_beginning_is_refused(bot):
         _ = bot.dialogue().token
 
 
-@pytest.mark.parametrize("address", ["localhost", "http://localhost:1", ":50051", "localhost:0", "h:99999", "", [], 7])
+@pytest.mark.parametrize(
+    "address", ["localhost", "http://localhost:1", ":50051", "localhost:0", "h:99999", "", [], 7]
+)
 def test_what_is_no_address_is_refused(address):
     with pytest.raises((turnwise.InvalidRequest, TypeError)):
         turnwise.Client(address)
 
 
 def test_credentials_never_leave_the_machine_in_plain_text():
-    with pytest.raises(turnwise.InvalidRequest, match=r"tls: got None; .* credentials go to bot.example:50051"):
+    with pytest.raises(
+        turnwise.InvalidRequest, match=r"tls: got None; .* credentials go to bot.example:50051"
+    ):
         turnwise.Client("bot.example:50051", credentials="secret")
 
 
@@ -338,7 +349,9 @@ def test_features_may_be_any_flat_floats(actor, bot):
         (each for each in (0.5, 1)),
     ]
     for features in given:
-        talk.act(features=features, slots={"n": numpy.float32(2), "b": numpy.bool_(True), "i": numpy.int64(3)})
+        talk.act(
+            features=features, slots={"n": numpy.float32(2), "b": numpy.bool_(True), "i": numpy.int64(3)}
+        )
     assert {act.features for act in actor.received} == {(0.5, 1.0)}
     assert actor.received[0].slots == {"n": 2.0, "b": True, "i": 3.0}
     with pytest.raises(turnwise.InvalidRequest, match="features"):

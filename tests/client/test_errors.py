@@ -42,9 +42,8 @@ REASONS = {
 
 @pytest.fixture(scope="module", params=[True, False], ids=["converse", "unary"])
 def refusing(request):
-    with FakeActor(converse=request.param) as actor:
-        with turnwise.Client(actor.address, timeout=0.2) as bot:
-            yield actor, bot
+    with FakeActor(converse=request.param) as actor, turnwise.Client(actor.address, timeout=0.2) as bot:
+        yield actor, bot
 
 
 @pytest.mark.parametrize("code", CODES, ids=lambda code: code.name)
@@ -80,7 +79,7 @@ def test_every_reason_maps(reason, code, refusing):
 
 
 def test_the_tree_in_the_docstring_is_the_tree():
-    drawn = re.findall(r"^ {4}([│├└─ ]*)(\w+)", _errors.__doc__, re.MULTILINE)
+    drawn = re.findall(r"^ {4}([│├└─ ]*)(\w+)", _errors.__doc__ or "", re.MULTILINE)
     path = []
     for indent, name in drawn:
         depth = len(indent) // 4
@@ -134,7 +133,7 @@ def test_foreign_status_details_do_not_hide_the_status(details):
 
 
 def test_violations_reach_the_caller_by_stream_and_unary(refusing):
-    actor, bot = refusing
+    _, bot = refusing
     talk = bot.dialogue()
     turn = talk.act(text="hello")
     with pytest.raises(turnwise.InvalidRequest) as caught:
@@ -150,7 +149,9 @@ def test_the_fake_refuses_on_the_wire_what_the_sdk_refuses_before_it():
         stub = dialogue_pb2_grpc.DialogueStub(channel)
         token = stub.StartDialogue(pb.StartDialogueRequest(dialogue_id="d"), timeout=5).token
         nan = b"\x00\x00\xc0\x7f"
-        seen = pb.Observation(features=nan, slots=[pb.Slot(name="n", number=float("nan")), pb.Slot(name="m", flag=True)])
+        seen = pb.Observation(
+            features=nan, slots=[pb.Slot(name="n", number=float("nan")), pb.Slot(name="m", flag=True)]
+        )
         with pytest.raises(grpc.RpcError) as caught:
             stub.Act(pb.ActRequest(token=token, observation=seen, allowed=["x"]), timeout=5)
         error = error_from_rpc(caught.value)

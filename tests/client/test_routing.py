@@ -1,9 +1,12 @@
 """The Router with a clock of the test's own, and no network."""
 
+from itertools import pairwise
+from typing import Any
+
 import pytest
 
 import turnwise
-from turnwise._messages import new_id
+from turnwise._requests import new_id
 from turnwise._resend import ResendConfig, Resender
 from turnwise._routing import Call, Router
 from turnwise.v1 import dialogue_pb2 as pb
@@ -34,11 +37,12 @@ class Wire:
 
 
 class World:
-    def __init__(self, *targets):
+    def __init__(self, *targets, resend=None):
         self.now = 1000.0
         self.wire = Wire()
         self.router = Router(targets, self.wire, lambda: self.now)
-        self.outcomes = {}
+        self.resender = Resender(self.router, lambda: self.now, resend)
+        self.outcomes: dict[Call, Any] = {}
 
     def submit(self, timeout_s=10.0, request=None):
         request = request or pb.ActRequest(request_id=new_id())
@@ -57,7 +61,7 @@ class World:
         """Where each send went, in order."""
         return [stream.address.target for stream, _ in self.wire.sent]
 
-    def answer(self, place=-1, **reply):
+    def answer(self, place: int = -1, **reply: Any):
         stream, message = self.wire.sent[place]
         reply = reply or {"turn": pb.Turn(action="greet")}
         self.router.received(stream, pb.ConverseReply(correlation_id=message.correlation_id, **reply))
@@ -178,7 +182,7 @@ def test_a_single_unavailable_actor_is_asked_again_with_backoff_until_the_deadli
                 world.router.broke(world.wire.opened[-1], UNAVAILABLE)
         world.advance(0.01)
     assert isinstance(world.outcomes[call], turnwise.ActorUnavailable)
-    gaps = [after - before for before, after in zip(at, at[1:], strict=False)]
+    gaps = [after - before for before, after in pairwise(at)]
     assert gaps[0] < 0.1
     assert 0.7 < gaps[-1] < 1.3
     assert 10 < len(at) < 20
@@ -323,13 +327,12 @@ def test_a_short_call_tries_an_actor_in_its_backoff_once():
     assert {type(outcome) for outcome in world.outcomes.values()} == {turnwise.ActorUnavailable}
 
 
-SPOOLED = {"receipt": pb.Receipt(settled=pb.Receipt.SPOOLED)}
-LEARNER = {"receipt": pb.Receipt(settled=pb.Receipt.LEARNER, journal_cursor=7)}
+SPOOLED: dict[str, Any] = {"receipt": pb.Receipt(settled=pb.Receipt.SPOOLED)}
+LEARNER: dict[str, Any] = {"receipt": pb.Receipt(settled=pb.Receipt.LEARNER, journal_cursor=7)}
 
 
 def spooling(count, **config):
-    world = World("a")
-    world.resender = Resender(world.router, lambda: world.now, ResendConfig(**config))
+    world = World("a", resend=ResendConfig(**config))
     for number in range(count):
         world.submit(request=pb.FeedbackRequest(feedback_id=str(number)))
         world.answer(**SPOOLED)

@@ -57,13 +57,13 @@ async def _chat(addresses: list[str], user: str, mode: str, token: str | None) -
             raise click.ClickException(str(error)) from error
         try:
             with contextlib.suppress(Quit):
-                await (_type(conversation) if sys.stdin.isatty() else _read(conversation))
+                await (type_lines(conversation) if sys.stdin.isatty() else _read(conversation))
         finally:
             await conversation.close()
     return 0 if sys.stdin.isatty() or not conversation.failures else 1
 
 
-async def _type(conversation: Conversation) -> None:
+async def type_lines(conversation: Conversation) -> None:
     """Lines from a keyboard; answers and news of lessons appear above what is being typed."""
     session: PromptSession[str] = PromptSession(
         completer=LineCompleter(conversation), complete_while_typing=True, bottom_toolbar=_TOOLBAR

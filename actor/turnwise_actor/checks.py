@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -11,6 +10,7 @@ from turnwise.v1 import dialogue_pb2
 from turnwise_actor.errors import BadRequestError, Violation
 from turnwise_actor.facts import TERMINATED, TRUNCATED
 from turnwise_actor.policy import Domain, Encoder, EncodingError, RawObservation
+from turnwise_actor.policy.domain_file import did_you_mean
 
 MAX_ID_BYTES = 128
 MAX_REQUEST_ID_BYTES = 64
@@ -112,9 +112,8 @@ class Checks:
         known = self._domain.action_ids
         if name in self._domain.action_index:
             return []
-        guess = difflib.get_close_matches(name[:MAX_ID_BYTES], known, n=1)
-        hint = f"; did you mean {guess[0]!r}?" if guess else ""
-        return [Violation(field, _shown(name), f"an action of the domain: {_names(known)}{hint}")]
+        wanted = f"an action of the domain: {_names(known)}{did_you_mean(name[:MAX_ID_BYTES], known)}"
+        return [Violation(field, _shown(name), wanted)]
 
     def _observation(
         self, field: str, observation: dialogue_pb2.Observation
@@ -134,8 +133,10 @@ class Checks:
             self._encoder.validate(raw)
         except EncodingError as error:
             faulty = {each.field for each in violations}
-            found = [Violation(f"{field}.{each.field}", each.got, each.wanted) for each in error.violations]
-            violations += [each for each in found if each.field not in faulty]
+            for each in error.violations:
+                path = field + each.field.removeprefix("observation")
+                if path not in faulty:
+                    violations.append(Violation(path, each.got, each.wanted))
         return raw, violations
 
 
@@ -201,5 +202,3 @@ def _shown(value: str) -> str:
 def _names(names: Sequence[str]) -> str:
     more = len(names) - _SHOWN_NAMES
     return ", ".join(names[:_SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
-
-

@@ -43,7 +43,7 @@ class UplinkConfig:
     reconnect_max_s: float = 2.0
     """Longest pause between two attempts. Raise it and the learner's return is noticed later."""
     max_settled_keys: int = 20_000
-    """Keys of settled facts remembered (about 4 MB), so that tokens drop them. Never needed for correctness."""
+    """Keys of settled facts remembered (about 4 MB), so that tokens drop them sooner."""
 
 
 @dataclass(frozen=True)

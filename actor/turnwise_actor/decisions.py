@@ -1,7 +1,7 @@
 """One decision: from an observation, a mask and a policy to an action, its probability and its identity.
 
-Everything random is drawn from a seed made of the dialogue, the turn, the request and the policy version, so the
-same request under the same version gets the same answer at any actor.
+Everything random is drawn from a seed made of the dialogue, the turn, the request and the policy version,
+so the same request under the same version gets the same answer at any actor.
 """
 
 from __future__ import annotations
@@ -29,7 +29,11 @@ class Choice:
 
 
 def choose(
-    policy: Policy, encoded: npt.NDArray[np.float32], allowed: npt.NDArray[np.bool_], epsilon: float, seed: bytes
+    policy: Policy,
+    encoded: npt.NDArray[np.float32],
+    allowed: npt.NDArray[np.bool_],
+    epsilon: float,
+    seed: bytes,
 ) -> Choice:
     """Draws from (1 - epsilon) * greedy + epsilon * uniform over <bool>[A] `allowed`."""
     q_values = policy.network.q_values(encoded)
@@ -69,7 +73,12 @@ def canonical(observation: dialogue_pb2.Observation) -> dialogue_pb2.Observation
 
 
 def decision_id(
-    dialogue_id: str, parent_id: str, observation: dialogue_pb2.Observation, allowed: bytes, action: str, version: str
+    dialogue_id: str,
+    parent_id: str,
+    observation: dialogue_pb2.Observation,
+    allowed: bytes,
+    action: str,
+    version: str,
 ) -> str:
     """32 hex digits. The dialogue is part of it: first turns have no parent, and many begin with "hello"."""
     digest = hashlib.blake2b(digest_size=16)
@@ -88,7 +97,7 @@ def decision_id(
 
 
 def linked_dialogue_id(dialogue_id: str, parent_id: str, issued_ms: int) -> str:
-    """Id of the dialogue that continues an idle one; the same wherever the same token is brought. At most 128 bytes."""
+    """Id of the dialogue that continues an idle one, at most 128 bytes; the same at every actor."""
     digest = hashlib.blake2b(f"{dialogue_id}\0{parent_id}\0{issued_ms}".encode(), digest_size=4).hexdigest()
     return f"{_family(dialogue_id)}~{digest}"
 

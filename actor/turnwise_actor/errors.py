@@ -1,13 +1,13 @@
 """What a request can fail with: one exception, one gRPC status each, the same over unary calls and streams.
 
-    RequestError                    any refusal; carries code, message, reason, violations
-    ├── BadRequestError             INVALID_ARGUMENT   fields are wrong: all of them are named at once
-    ├── TokenError                  PERMISSION_DENIED  TOKEN_INVALID (forged, altered), TOKEN_FOREIGN (not for us)
-    ├── PreconditionError           FAILED_PRECONDITION  TOKEN_EXPIRED, DIALOGUE_FULL
-    ├── UnavailableError            UNAVAILABLE        NO_POLICY, DRAINING, NOT_RECORDED: retry, elsewhere or later
-    ├── OverloadError               RESOURCE_EXHAUSTED TOO_MANY_IN_FLIGHT
-    ├── DeadlineError               DEADLINE_EXCEEDED  the request's timeout_ms passed
-    └── InternalError               INTERNAL           a fault of ours, or the learner refused a fact
+RequestError                    any refusal; carries code, message, reason, violations
+├── BadRequestError             INVALID_ARGUMENT   fields are wrong: all of them are named at once
+├── TokenError                  PERMISSION_DENIED  TOKEN_INVALID (forged, altered), TOKEN_FOREIGN
+├── PreconditionError           FAILED_PRECONDITION  TOKEN_EXPIRED, DIALOGUE_FULL
+├── UnavailableError            UNAVAILABLE        NO_POLICY, DRAINING, NOT_RECORDED: retry elsewhere
+├── OverloadError               RESOURCE_EXHAUSTED TOO_MANY_IN_FLIGHT
+├── DeadlineError               DEADLINE_EXCEEDED  the request's timeout_ms passed
+└── InternalError               INTERNAL           a fault of ours, or the learner refused a fact
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The facts that requests give rise to. Keys are as in training.proto: the same request makes the same key."""
+"""The facts that requests give rise to. Keyed as training.proto says: the same request makes the same key."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def now_ms() -> int:
 
 
 def started(
-    dialogue_id: str, user: str, mode: dialogue_pb2.Mode, fingerprint: str, continues: str = ""
+    dialogue_id: str, user: str, mode: dialogue_pb2.Mode.ValueType, fingerprint: str, continues: str = ""
 ) -> training_pb2.Fact:
     """A dialogue began; `continues` names the idle one it goes on with."""
     body = training_pb2.Started(user=user, mode=mode, continues=continues, domain_fingerprint=fingerprint)
@@ -25,10 +25,14 @@ def started(
 
 def decided(dialogue_id: str, body: training_pb2.Decided) -> training_pb2.Fact:
     """A turn was answered."""
-    return training_pb2.Fact(key=f"d:{body.decision_id}", dialogue_id=dialogue_id, time_ms=now_ms(), decided=body)
+    return training_pb2.Fact(
+        key=f"d:{body.decision_id}", dialogue_id=dialogue_id, time_ms=now_ms(), decided=body
+    )
 
 
-def ended(request: dialogue_pb2.EndRequest, dialogue_id: str, parent_id: str, history: list[str]) -> training_pb2.Fact:
+def ended(
+    request: dialogue_pb2.EndRequest, dialogue_id: str, parent_id: str, history: list[str]
+) -> training_pb2.Fact:
     """A dialogue ended after `parent_id`; the outcome is one of TERMINATED and TRUNCATED."""
     body = training_pb2.Ended(
         decision_id=parent_id, outcome=request.outcome, terminated=request.outcome in TERMINATED

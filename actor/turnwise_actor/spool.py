@@ -1,9 +1,10 @@
 """The disk that stands in for the learner: facts fsynced here are settled, and are sent on when it is back.
 
-A spool is a folder of segments, `00000001.facts` up, held by a lock. A segment is a magic word and then records of
-length, crc32 (both little-endian uint32) and a serialized Fact. A segment is only ever appended to, read back whole,
-and deleted whole once the learner has acknowledged all of it. After a crash its torn tail, which was never promised
-to anyone, is cut at the last good record. The spools of processes that are gone are taken over file by file.
+A spool is a folder of segments, `00000001.facts` up, held by a lock. A segment is a magic word and then
+records of length, crc32 (both little-endian uint32) and a serialized Fact. A segment is only ever
+appended to, read back whole, and deleted whole once the learner has acknowledged all of it. After a crash
+its torn tail, which was never promised to anyone, is cut at the last good record. The spools of processes
+that are gone are taken over file by file.
 """
 
 from __future__ import annotations
@@ -73,6 +74,8 @@ class Spool:
 
     async def append(self, facts: Sequence[training_pb2.Fact]) -> None:
         """Returns when the facts are fsynced; raises SpoolFullError when they cannot be."""
+        if not facts:
+            return
         records = _encode(facts)
         if self.size_bytes + len(records) > self._max_bytes:
             raise SpoolFullError(
@@ -106,7 +109,7 @@ class Spool:
                     each.done.set_result(None)
 
     def oldest(self) -> Path | None:
-        """The oldest segment with something in it. It may still be the one appended to: `read` closes it first."""
+        """The oldest segment; it may still be the one appended to, which `read` closes first."""
         return min(self._sizes, default=None)
 
     async def read(self, segment: Path) -> list[training_pb2.Fact]:
@@ -121,7 +124,7 @@ class Spool:
         self._sizes.pop(segment, None)
 
     async def adopt(self) -> int:
-        """Takes over the spools beside this one whose processes are gone; returns the number of segments taken."""
+        """Takes over the spools beside this one whose processes are gone; returns the number of segments."""
         taken = await self._in_thread(self._take_over, self._max_bytes - self.size_bytes)
         self._sizes.update(taken)
         return len(taken)

@@ -1,7 +1,8 @@
-"""Continuation tokens: sealed with AES-GCM, so that any actor can go on with a dialogue that it has never seen.
+"""Continuation tokens: sealed, so that any actor can go on with a dialogue that it has never seen.
 
-token.proto tells the layout. The key id in the head is bound to the domain's name, so a token made for another
-domain, or with keys that this actor does not have, is told apart from a forged one without reading it.
+token.proto tells the layout. The key id in the head is bound to the domain's name, so a token made for
+another domain, or with keys that this actor does not have, is told apart from a forged one without
+reading it.
 """
 
 from __future__ import annotations

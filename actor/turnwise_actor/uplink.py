@@ -1,9 +1,10 @@
 """Facts on their way to the learner.
 
-A fact that is added waits in memory, goes out with everything else that came in the same tick of the event loop, and
-is settled by the learner's acknowledgement. While the learner is away, memory holds the newest `max_pending_facts`
-and the spool what is older; both are sent again on the next stream, because facts are keyed and a second delivery
-is harmless. A spool segment is deleted once the learner, in its current epoch, has acknowledged all of it.
+A fact that is added waits in memory, goes out with everything else that came in the same tick of the
+event loop, and is settled by the learner's acknowledgement. While the learner is away, memory holds the
+newest `max_pending_facts` and the spool what is older; both are sent again on the next stream, because
+facts are keyed and a second delivery is harmless. A spool segment is deleted once the learner, in its
+current epoch, has acknowledged all of it.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class LearnerAwayError(Exception):
 
 @dataclass
 class _Group:
-    """Facts that somebody waits for: done, with the journal's cursor, when the last of them is acknowledged."""
+    """Facts that somebody waits for: done, with the journal's cursor, once all are acknowledged."""
 
     missing: set[str]
     done: asyncio.Future[int]
@@ -124,7 +125,9 @@ class Uplink:
     @property
     def can_record(self) -> bool:
         """Whether one more decision can be kept until the learner takes it."""
-        return not self._spool.full or (self._connected and len(self._pending) < self._config.max_pending_facts)
+        return not self._spool.full or (
+            self._connected and len(self._pending) < self._config.max_pending_facts
+        )
 
     def is_settled(self, key: str) -> bool:
         """Whether a fact is known to be settled; False also for one settled long ago or elsewhere."""
@@ -145,8 +148,8 @@ class Uplink:
     async def settle(self, facts: Sequence[training_pb2.Fact]) -> int | None:
         """Returns when all the facts are settled: the journal's cursor, or None when they are only spooled.
 
-        Raises SpoolFullError when neither the learner nor the disk takes them, FactRefusedError when the learner
-        will never take them.
+        Raises SpoolFullError when neither the learner nor the disk takes them, FactRefusedError when the
+        learner will never take them.
         """
         loop = asyncio.get_running_loop()
         group = _Group({fact.key for fact in facts}, loop.create_future())
@@ -180,7 +183,7 @@ class Uplink:
         self._task = asyncio.create_task(self._run(), name="uplink")
 
     async def close(self, timeout_s: float) -> bool:
-        """Gives the learner the time to take what is left, spools the rest; True if nothing is left unsent."""
+        """Gives the learner time to take what is left, spools the rest; True if nothing is left unsent."""
         self.report_soon()
         deadline = time.monotonic() + timeout_s
         while self._unsent() and self._connected and time.monotonic() < deadline:
@@ -233,7 +236,7 @@ class Uplink:
                 group.done.set_result(cursor)
 
     def _refuse(self, refused: training_pb2.Refused) -> None:
-        """A malformed fact: nothing will ever take it, so it leaves memory and tokens, and is told of here."""
+        """A malformed fact: nothing will ever take it, so it leaves memory and tokens, and is told of."""
         logger.error("the learner refused the fact %s: %s", refused.key, refused.reason)
         self._pending.pop(refused.key, None)
         self._remember(refused.key)
@@ -291,7 +294,7 @@ class Uplink:
         self._queue = deque(self._pending)
 
     async def _session(self) -> None:
-        stream = _Stream(self._stub.AppendFacts())
+        stream = _Stream(self._stub.AppendFacts(None))
         tasks = [
             asyncio.create_task(work, name=name)
             for name, work in (
@@ -358,10 +361,13 @@ class Uplink:
             self._report_now = False
             stream.report_due_at = now + self._config.report_interval_s
         stream.in_flight.append(_Batch(stream.sequence, [fact.key for fact in facts], now, segment))
-        await stream.call.write(batch)
+        try:
+            await stream.call.write(batch)
+        except asyncio.InvalidStateError as error:
+            raise LearnerAwayError("the stream has ended") from error
 
     async def _prepare_replay(self, stream: _Stream) -> None:
-        """Reads the oldest spool segment once the one before is acknowledged and the learner is known to be there."""
+        """Reads the oldest spool segment, once the one before is acknowledged and the learner is there."""
         if stream.replay is not None or not self._connected:
             return
         segment = self._spool.oldest()
@@ -400,11 +406,11 @@ class Uplink:
             self._wake.set()
 
     def _check_epoch(self, ack: training_pb2.Ack) -> None:
-        """An older epoch is an old learner still running, or a journal restored from a backup: it trims nothing."""
+        """An older epoch is an old learner still running, or a restored journal: it settles nothing."""
         if ack.epoch < self._epoch:
             raise LearnerAwayError(
-                f"its epoch went back from {self._epoch} to {ack.epoch}; stop the old learner, or after restoring "
-                "an older journal restart the actors"
+                f"its epoch went back from {self._epoch} to {ack.epoch}; stop the old learner, "
+                "or restart the actors if an older journal was restored"
             )
         self._epoch = ack.epoch
 

@@ -1,0 +1,107 @@
+"""`python -m turnwise_actor`: one actor process.
+
+Exit status: 0 after a clean shutdown, 75 when facts are left in the spool, 78 when a file it needs is
+wrong, 69 when the address cannot be listened on, 2 for wrong arguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from turnwise_actor.config import ActorConfig
+from turnwise_actor.policy import DomainError, PolicyFileError
+from turnwise_actor.server import ActorServer, ListenError
+from turnwise_actor.tokens import KeyFileError
+from turnwise_actor.weights import UnfitPolicyError
+
+logger = logging.getLogger("turnwise_actor")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs an actor until SIGTERM or SIGINT; returns the exit status."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    logging.basicConfig(
+        level=options.log_level.upper(),
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    try:
+        config = _config(options)
+    except ValueError as error:
+        parser.error(str(error))
+    try:
+        actor = ActorServer(config)
+    except (DomainError, KeyFileError, PolicyFileError, UnfitPolicyError, OSError) as error:
+        logger.critical("%s", error)
+        return os.EX_CONFIG
+    try:
+        return _run(actor)
+    except ListenError as error:
+        logger.critical("%s", error)
+        return os.EX_UNAVAILABLE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="turnwise_actor", description="Answers dialogue turns.")
+    add = parser.add_argument
+    add("--domain", type=Path, required=True, metavar="FILE", help="the domain, YAML")
+    add("--learner", required=True, metavar="HOST:PORT", help="where facts go and policies come from")
+    add("--listen", required=True, metavar="HOST:PORT", help="port 0: the system chooses")
+    add("--keys", type=Path, required=True, metavar="FILE", help="token keys, shared by the actors")
+    add("--spool", type=Path, required=True, metavar="DIR", help="shared by the actors of this machine")
+    add("--policy", type=Path, metavar="PATH", help="a policy file, or a folder whose newest is served")
+    add("--address-file", type=Path, metavar="FILE", help="written with host:port once it listens")
+    add("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+    return parser
+
+
+def _config(options: argparse.Namespace) -> ActorConfig:
+    return ActorConfig(
+        domain_file=options.domain,
+        learner_address=options.learner,
+        listen_address=options.listen,
+        key_file=options.keys,
+        spool_folder=options.spool,
+        policy_path=options.policy,
+        address_file=options.address_file,
+    )
+
+
+def _run(actor: ActorServer) -> int:
+    loop = _new_loop()
+    asyncio.set_event_loop(loop)
+    try:
+        return loop.run_until_complete(_serve(actor))
+    finally:
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    with contextlib.suppress(ImportError):
+        import uvloop
+
+        return uvloop.new_event_loop()
+    return asyncio.new_event_loop()
+
+
+async def _serve(actor: ActorServer) -> int:
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    await actor.start()
+    await stopping.wait()
+    return os.EX_OK if await actor.stop() else os.EX_TEMPFAIL
+
+
+if __name__ == "__main__":
+    sys.exit(main())

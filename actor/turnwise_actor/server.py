@@ -1,0 +1,221 @@
+"""One actor process: its parts put together, from the first connection to the last fact."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from turnwise.v1 import dialogue_pb2, training_pb2
+from turnwise.v1.dialogue_pb2_grpc import add_DialogueServicer_to_server
+from turnwise_actor import facts
+from turnwise_actor.config import ActorConfig
+from turnwise_actor.dialogues import Dialogues
+from turnwise_actor.policy import Domain, Policy
+from turnwise_actor.servicer import ActorServicer
+from turnwise_actor.spool import Spool
+from turnwise_actor.tokens import KeyRing, Tokens
+from turnwise_actor.uplink import Uplink
+from turnwise_actor.weights import Policies, PolicyWatch, load_policy, version_message
+
+SERVICE = dialogue_pb2.DESCRIPTOR.services_by_name["Dialogue"].full_name
+
+logger = logging.getLogger(__name__)
+
+
+class ListenError(OSError):
+    """The address cannot be listened on."""
+
+
+class ActorServer:
+    """An actor that listens from `start` to `stop`.
+
+    Raises on construction: DomainError, KeyFileError, PolicyFileError, UnfitPolicyError, OSError.
+    """
+
+    def __init__(self, config: ActorConfig) -> None:
+        self._config = config
+        self._domain = Domain.load(config.domain_file)
+        self._keys = KeyRing(config.key_file, self._domain.name)
+        self._policies = Policies(self._domain)
+        if config.policy_path is not None:
+            self._load(config)
+        self._incarnation = secrets.token_hex(8)
+        self._started_ms = facts.now_ms()
+        self._tasks: list[asyncio.Task[None]] = []
+        self.address = ""
+        self.stopped = False
+
+    def _load(self, config: ActorConfig) -> None:
+        assert config.policy_path is not None
+        policy = load_policy(config.policy_path)
+        if policy is None:
+            logger.info("%s holds no policy yet", config.policy_path)
+        else:
+            self._policies.install(policy)
+
+    @property
+    def policies(self) -> Policies:
+        """The policies this actor answers from."""
+        return self._policies
+
+    @property
+    def uplink(self) -> Uplink:
+        """The way of facts to the learner."""
+        return self._uplink
+
+    @property
+    def spool(self) -> Spool:
+        """The disk that stands in for the learner."""
+        return self._spool
+
+    async def start(self) -> None:
+        """Listens, connects to the learner, and serves as soon as there is a policy. Raises ListenError."""
+        self._server = grpc.aio.server(options=_server_options(self._config))
+        self.address = _listen(self._server, self._config.listen_address)
+        config = self._config
+        self._spool = Spool(
+            config.spool_folder,
+            self.address.replace(":", "_"),
+            max_bytes=config.spool.max_bytes,
+            segment_bytes=config.spool.segment_bytes,
+        )
+        self._channel = grpc.aio.insecure_channel(config.learner_address, options=_channel_options())
+        self._uplink = Uplink(self._channel, self._spool, config.uplink, self._report)
+        tokens = Tokens(self._keys, self._domain.name)
+        self._dialogues = Dialogues(self._domain, tokens, self._policies, self._uplink, config.token)
+        self._servicer = ActorServicer(self._dialogues, config.stream)
+        add_DialogueServicer_to_server(self._servicer, self._server)
+        await self._add_standard_services()
+        await self._server.start()
+        self._follow_learner()
+        if config.address_file is not None:
+            _write_whole(config.address_file, self.address)
+        logger.info(
+            "actor %s listens on %s for the domain %s", self._incarnation, self.address, self._domain.name
+        )
+
+    async def stop(self) -> bool:
+        """Drains: streams move, calls in flight finish, facts go out. True: nothing is left unsent."""
+        logger.info("draining")
+        self.stopped = True
+        await self._health.enter_graceful_shutdown()
+        self._servicer.drain()
+        await self._server.stop(self._config.drain_s)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        clean = await self._uplink.close(self._config.drain_s)
+        await self._spool.close()
+        await self._channel.close(None)
+        if clean:
+            logger.info("nothing is left unsent")
+        else:
+            logger.warning("facts are left in the spool %s", self._spool.folder)
+        return clean
+
+    async def _add_standard_services(self) -> None:
+        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+        self._serving = asyncio.Event()
+        self._policies.on_change(self._on_policy)
+        if self._policies.current is not None:
+            self._serving.set()
+        await self._set_health()
+
+    def _on_policy(self, policy: Policy) -> None:
+        self._serving.set()
+        self._uplink.report_soon()
+
+    async def _set_health(self) -> None:
+        state = health_pb2.HealthCheckResponse
+        for name in ("", SERVICE):
+            await self._health.set(name, state.SERVING if self._serving.is_set() else state.NOT_SERVING)
+
+    def _follow_learner(self) -> None:
+        watch = PolicyWatch(self._channel, self._policies, self._domain.fingerprint, self.address)
+        self._uplink.start()
+        self._tasks = [
+            asyncio.create_task(watch.run(), name="policy-watch"),
+            asyncio.create_task(self._become_healthy(), name="health"),
+            asyncio.create_task(self._adopt_spools(), name="adoption"),
+        ]
+
+    async def _become_healthy(self) -> None:
+        await self._serving.wait()
+        await self._set_health()
+
+    async def _adopt_spools(self) -> None:
+        while True:
+            with contextlib.suppress(FileNotFoundError):  # another actor was faster
+                if await self._spool.adopt():
+                    self._uplink.report_soon()
+            await asyncio.sleep(self._config.spool.adopt_interval_s)
+
+    def _report(self) -> training_pb2.ActorReport:
+        policy = self._policies.current
+        counters = self._dialogues.counters
+        report = training_pb2.ActorReport(
+            address=self.address,
+            incarnation=self._incarnation,
+            turns=counters.turns,
+            unrecorded_turns=counters.unrecorded_turns,
+            pending_facts=self._uplink.pending_facts,
+            spooled_bytes=self._spool.size_bytes,
+            streams=self._servicer.streams,
+            pid=os.getpid(),
+            started_ms=self._started_ms,
+            draining=self._servicer.draining,
+        )
+        if policy is not None:
+            report.policy_version.CopyFrom(version_message(policy.version))
+            report.learned_through = policy.learned_through
+        return report
+
+
+def _listen(server: grpc.aio.Server, address: str) -> str:
+    try:
+        port = server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise ListenError(f"cannot listen on {address}: {error}") from error
+    return f"{address.rpartition(':')[0]}:{port}"
+
+
+def _server_options(config: ActorConfig) -> list[tuple[str, int]]:
+    return [
+        # One port a process: a second process on the same port must fail, not share it.
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", config.max_message_bytes),
+        # Clients may ask every 10 s, also between calls, whether we are still there.
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+    ]
+
+
+def _channel_options() -> list[tuple[str, int]]:
+    return [
+        # A frozen learner, or a machine that is gone, is noticed after 15 s at most.
+        ("grpc.keepalive_time_ms", 10_000),
+        ("grpc.keepalive_timeout_ms", 5_000),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 2_000),
+        ("grpc.max_reconnect_backoff_ms", 2_000),
+        ("grpc.max_receive_message_length", 4 * 1024 * 1024),
+    ]
+
+
+def _write_whole(file: os.PathLike[str], content: str) -> None:
+    """Writes a file that nobody sees half-written."""
+    aside = f"{os.fspath(file)}.{os.getpid()}"
+    with open(aside, "w", encoding="utf-8") as out:
+        out.write(content)
+    os.replace(aside, file)

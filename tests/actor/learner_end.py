@@ -1,0 +1,108 @@
+"""The learner's end of the wire, on a real server: facts go to a dict, policies come from the test."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from turnwise.v1 import training_pb2
+from turnwise.v1.training_pb2_grpc import TrainingServicer, add_TrainingServicer_to_server
+from turnwise_actor.policy import Policy, PolicyVersion
+
+CHUNK_BYTES = 64 * 1024
+
+
+class LearnerEnd(TrainingServicer):
+    """A journal in memory. `facts` survives `stop` and `start`, as a journal does."""
+
+    def __init__(self) -> None:
+        self.facts: dict[str, training_pb2.Fact] = {}
+        self.deliveries: list[str] = []
+        self.batches: list[list[str]] = []
+        self.reports: list[training_pb2.ActorReport] = []
+        self.refused: dict[str, str] = {}
+        self.epoch = 0
+        self.answering = asyncio.Event()
+        self.answering.set()
+        self.port = 0
+        self._policy: Policy | None = None
+        self._published = asyncio.Condition()
+        self._server: grpc.aio.Server | None = None
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    async def start(self, *, epoch: int | None = None) -> None:
+        """Listens on the port it had before, with the next epoch."""
+        self.epoch = self.epoch + 1 if epoch is None else epoch
+        self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        add_TrainingServicer_to_server(self, self._server)
+        self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
+        await self._server.start()
+
+    async def stop(self) -> None:
+        """Breaks every stream."""
+        if self._server is not None:
+            await self._server.stop(0)
+            self._server = None
+
+    async def publish(self, policy: Policy) -> None:
+        async with self._published:
+            self._policy = policy
+            self._published.notify_all()
+
+    def of_kind(self, kind: str) -> list[training_pb2.Fact]:
+        return [fact for fact in self.facts.values() if fact.WhichOneof("kind") == kind]
+
+    async def AppendFacts(
+        self, request_iterator: AsyncIterator[training_pb2.FactBatch], context: Any
+    ) -> AsyncIterator[training_pb2.Ack]:
+        async for batch in request_iterator:
+            if batch.HasField("report"):
+                self.reports.append(batch.report)
+            await self.answering.wait()
+            if batch.facts:
+                self.batches.append([fact.key for fact in batch.facts])
+            ack = training_pb2.Ack(sequence=batch.sequence, epoch=self.epoch)
+            for fact in batch.facts:
+                self.deliveries.append(fact.key)
+                if fact.key in self.refused:
+                    ack.refused.add(key=fact.key, reason=self.refused[fact.key])
+                else:
+                    self.facts.setdefault(fact.key, fact)
+                    ack.cursor = list(self.facts).index(fact.key) + 1
+            yield ack
+
+    async def WatchPolicy(
+        self, request: training_pb2.WatchPolicyRequest, context: Any
+    ) -> AsyncIterator[training_pb2.PolicyChunk]:
+        have = None
+        if request.HasField("have"):
+            have = PolicyVersion(request.have.generation, request.have.number)
+        while True:
+            async with self._published:
+                await self._published.wait_for(lambda: self._policy and self._policy.version != have)
+                policy = self._policy
+            assert policy is not None
+            have = policy.version
+            for chunk in chunks_of(policy):
+                yield chunk
+
+
+def chunks_of(policy: Policy) -> list[training_pb2.PolicyChunk]:
+    data = policy.to_bytes()
+    return [
+        training_pb2.PolicyChunk(
+            version={"generation": policy.version.generation, "number": policy.version.number},
+            learned_through=policy.learned_through,
+            offset=offset,
+            total=len(data),
+            data=data[offset : offset + CHUNK_BYTES],
+        )
+        for offset in range(0, len(data), CHUNK_BYTES)
+    ]

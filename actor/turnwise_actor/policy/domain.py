@@ -38,6 +38,8 @@ ACTIVATIONS = ("relu", "tanh", "silu")
 _MAX_INPUTS = 1 << 20
 _MAX_HISTORY = 32
 
+_KEYS = ("name", "version", "state", "actions", "rewards", "dialogue", "learning")
+_STATE_KEYS = ("text", "slots", "features", "history")
 _ACTION_ID = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 _ACTION_ID_WANTED = "1 to 64 of a-z, 0-9, _ and -, the first a letter"
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
@@ -163,6 +165,9 @@ class Domain:
     def from_mapping(cls, value: Any, source: str = "domain") -> Domain:
         """The domain of a parsed file."""
         problems: list[Problem] = []
+        if not isinstance(value, dict):
+            Node(value, "", problems).problem(f"a mapping of {', '.join(_KEYS)}")
+            raise DomainError(problems, source)
         domain = _read_domain(Node(value, "", problems))
         if problems:
             raise DomainError(problems, source)
@@ -231,7 +236,7 @@ class Domain:
 
     @cached_property
     def per_turn_scaled(self) -> float:
-        """`rewards.per_turn` on the learner's scale, in [-2, 0]: what is added to every turn's scaled reward.
+        """`rewards.per_turn` on the learner's scale, in [-1, 0]: what is added to every turn's scaled reward.
 
         A cost is a small punishment, so it is scaled as ratings below neutral are.
         """
@@ -249,7 +254,7 @@ class Domain:
 
 
 def _read_domain(node: Node) -> Domain:
-    node.mapping(("name", "version", "state", "actions", "rewards", "dialogue", "learning"))
+    node.mapping(_KEYS)
     return Domain(
         name=node.child("name").string(_NAME_WANTED, _NAME),
         version=_read_version(node.child("version", "1")),
@@ -268,18 +273,17 @@ def _read_version(node: Node) -> str:
 
 
 def _read_state(node: Node) -> StateSpec:
-    node.mapping(("text", "slots", "features", "history"))
+    node.mapping(_STATE_KEYS)
     state = StateSpec(
         text=_read_text(node.child("text")),
         slots=_read_slots(node.child("slots")),
         features=node.child("features", 0).integer(f"a whole number from 0 to {_MAX_INPUTS}", 0, _MAX_INPUTS),
         history=node.child("history", 0).integer(f"a whole number from 0 to {_MAX_HISTORY}", 0, _MAX_HISTORY),
     )
-    given = node.value if isinstance(node.value, dict) else {}
-    if (node.value is None or isinstance(node.value, dict)) and not any(
-        given.get(key) for key in ("text", "slots", "features", "history")
-    ):
-        node.problem("something to see: text, slots, features or history")
+    given = {} if node.value is None else node.value
+    sees = isinstance(given, dict) and (given.get("text") is not None or any(map(given.get, _STATE_KEYS[1:])))
+    if isinstance(given, dict) and not sees:
+        node.problem(f"something to see: {', '.join(_STATE_KEYS)}")
     return state
 
 
@@ -311,15 +315,19 @@ def _read_slot(node: Node) -> Slot:
     if not isinstance(node.value, dict):
         node.problem(_SLOT_WANTED)
         return BoolSlot()
-    match node.child("type").choice(("category", "number", "bool")):
+    kind, kinds = node.child("type"), ("category", "number", "bool")
+    if kind.value not in kinds:
+        kind.choice(kinds)
+        return BoolSlot()
+    match kind.value:
         case "category":
             node.mapping(("type", "categories"))
             return CategorySlot(_read_categories(node.child("categories")))
         case "number":
             node.mapping(("type", "min", "max"))
             lo, hi = (node.child(key).number("a finite number") for key in ("min", "max"))
-            if lo >= hi:
-                node.problem("min below max", got=f"min {lo:g}, max {hi:g}")
+            if lo >= hi or math.isinf(hi - lo):
+                node.problem("min below max, both below 1e300", got=f"min {lo:g}, max {hi:g}")
             return NumberSlot(lo, hi)
         case _:
             node.mapping(("type",))
@@ -378,11 +386,15 @@ def _read_rewards(node: Node) -> RewardSpec:
     if math.isnan(lo):
         return RewardSpec()
     within = f"a number in rewards.range [{lo:g}, {hi:g}]"
-    cost = f"a number from {lo - hi:g} to 0: it is added to every turn's reward, so a cost is negative"
+    neutral = node.child("neutral", (lo + hi) / 2).number(within, lo, hi)
+    if math.isnan(neutral):
+        neutral = (lo + hi) / 2
+    most = (lo - neutral) or (neutral - hi)
+    cost = f"a number from {most:g} to 0: it is added to every turn's reward, so a cost is negative"
     return RewardSpec(
         range=(lo, hi),
-        neutral=node.child("neutral", (lo + hi) / 2).number(within, lo, hi),
-        per_turn=node.child("per_turn", 0).number(cost, lo - hi, 0.0),
+        neutral=neutral,
+        per_turn=node.child("per_turn", 0).number(cost, most, 0.0),
         unrated=unrated,  # type: ignore[arg-type]
         wait_s=wait_s,
         correction=node.child("correction", hi).number(within, lo, hi),
@@ -406,9 +418,9 @@ def _read_range(node: Node) -> tuple[float, float]:
 def _read_dialogue(node: Node) -> DialogueSpec:
     node.mapping(("idle_timeout", "max_turns"))
     timeout = node.child("idle_timeout", 1800)
-    idle_s, year_s = timeout.duration_s(), 365 * 86400
-    if not math.isnan(idle_s) and (not 1 <= idle_s <= year_s or idle_s != int(idle_s)):
-        timeout.problem("whole seconds, from 1s to 365d")
+    idle_s = timeout.duration_s()
+    if not math.isnan(idle_s) and (idle_s < 1 or idle_s != int(idle_s)):
+        timeout.problem("whole seconds, at least 1s")
         idle_s = math.nan
     return DialogueSpec(
         idle_timeout_s=0 if math.isnan(idle_s) else int(idle_s),
@@ -431,7 +443,8 @@ def _read_learning(node: Node) -> dict[str, Any]:
     if "layer_norm" in learning and not isinstance(learning["layer_norm"], bool):
         node.child("layer_norm").problem("true or false")
     for key in learning:
-        _check_finite(node.child(key))
+        if key not in LEARNING_DEFAULTS:
+            _check_plain(node.child(key))
     return learning
 
 
@@ -448,15 +461,20 @@ def _read_hidden(node: Node) -> None:
         item.integer("a whole number from 1 to 65536", 1, 65536)
 
 
-def _check_finite(node: Node) -> None:
-    if isinstance(node.value, dict):
+def _check_plain(node: Node, depth: int = 0) -> None:
+    """Checks that a value can go through JSON and back."""
+    if depth > 8:
+        node.problem("nesting up to 8 deep", got="more")
+    elif isinstance(node.value, dict):
         for key in node.mapping():
-            _check_finite(node.child(key))
+            _check_plain(node.child(key), depth + 1)
     elif isinstance(node.value, list):
         for item in node.items("a list"):
-            _check_finite(item)
-    elif isinstance(node.value, float) and not math.isfinite(node.value):
-        node.problem("a finite number")
+            _check_plain(item, depth + 1)
+    elif isinstance(node.value, float):
+        node.number("a finite number")
+    elif not isinstance(node.value, str | int | None):
+        node.problem("a number, a word, true, false, a list or a mapping")
 
 
 def _plain_domain(domain: Domain) -> dict[str, Any]:

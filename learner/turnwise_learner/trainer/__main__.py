@@ -1,0 +1,93 @@
+"""The trainer process: `python -m turnwise_learner.trainer`, started and supervised by the service."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import fcntl
+import logging
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from turnwise_actor.policy import Domain, DomainError
+from turnwise_learner.trainer.checkpoints import CheckpointError
+from turnwise_learner.trainer.config import TrainerConfig
+
+logger = logging.getLogger("turnwise.trainer")
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Trains until SIGTERM, then saves a checkpoint. Exit code 0; 1: it could not start."""
+    config = parse(argv)
+    logging.basicConfig(
+        level=config.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    _die_with_parent(config.parent_pid)
+    stop, wake = threading.Event(), threading.Event()
+
+    def ask_to_stop(*_: object) -> None:
+        stop.set()
+        wake.set()
+
+    try:
+        domain = Domain.load(config.domain)
+        with _only_one(config.data / "trainer.lock"):
+            # Imported late: a bad domain is told at once, not after the seconds that torch and ray take.
+            from turnwise_learner.trainer.training import Training, start_ray
+
+            start_ray()
+            # After Ray, which sets handlers of its own.
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, ask_to_stop)
+            Training(config, domain, stop, wake).run()
+    except (DomainError, CheckpointError, ConnectionRefusedError, TimeoutError, OSError, ValueError) as error:
+        logger.error("%s", error)
+        return 1
+    return 0
+
+
+def parse(argv: list[str] | None = None) -> TrainerConfig:
+    """The command line as a configuration."""
+    parser = argparse.ArgumentParser(prog="python -m turnwise_learner.trainer", description=main.__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="data folder")
+    parser.add_argument("--domain", type=Path, required=True, help="domain.yaml")
+    parser.add_argument("--service", required=True, help="host:port of the learner service")
+    parser.add_argument("--checkpoint-every-s", type=float, default=TrainerConfig.checkpoint_every_s)
+    parser.add_argument("--checkpoint-every-turns", type=int, default=TrainerConfig.checkpoint_every_turns)
+    parser.add_argument("--keep-checkpoints", type=int, default=TrainerConfig.keep_checkpoints)
+    parser.add_argument("--parent-pid", type=int, default=0, help="end when this process is gone")
+    parser.add_argument("--log-level", default="info")
+    return TrainerConfig(**vars(parser.parse_args(argv)))
+
+
+def _die_with_parent(parent_pid: int) -> None:
+    """A trainer must not outlive its service: SIGTERM when it dies, so that a checkpoint is saved."""
+    if not parent_pid or not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent_pid:
+        sys.exit(0)
+
+
+class _only_one:
+    """One trainer a data folder: waits for the lock of one that is still saving its checkpoint."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w")
+
+    def __enter__(self) -> None:
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,362 @@
+"""Folds facts into turns and later amendments. Pure: the same facts give the same turns in any order.
+
+Each dialogue is folded on its own, from its own facts; one that fell out of memory is folded again from the
+journal. Nothing here is saved in checkpoints, so nothing here can disagree with the journal.
+The rules are those of docs/semantics.md.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from turnwise.v1 import dialogue_pb2, training_pb2
+from turnwise_actor.policy import Domain, Encoder, EncodingError, RawObservation
+from turnwise_learner.journal import Row
+from turnwise_learner.trainer.turns import Change, Correction, TurnRecord
+
+_LAST = ":last"
+"""Suffix of the id under which a truncated dialogue's last state lies in replay."""
+
+_LEARNED_MODES = {dialogue_pb2.MODE_UNSPECIFIED, dialogue_pb2.TEACH, dialogue_pb2.SERVE, dialogue_pb2.SHADOW}
+
+
+class Assembler:
+    """Turns journal rows into changes for replay.
+
+    Args:
+        domain: The domain in force; facts of its ancestors are read through action ids and slot names.
+        load: `(dialogue_id, through_seq) -> rows`, from the journal.
+        domain_json: `(fingerprint) -> JSON or None`, the domains that the journal was written under.
+        max_dialogues: Dialogues kept folded in memory; the others are folded again when they speak.
+    """
+
+    def __init__(
+        self,
+        domain: Domain,
+        load: Callable[[str, int], list[Row]],
+        domain_json: Callable[[str], str | None],
+        max_dialogues: int = 10_000,
+    ) -> None:
+        self._reader = FactReader(domain, domain_json)
+        self._load = load
+        self._max_dialogues = max_dialogues
+        self._folds: OrderedDict[str, DialogueFold] = OrderedDict()
+
+    def assemble(self, rows: Iterable[Row]) -> list[Change]:
+        """One change a row, in journal order; `rows` follow those of the call before."""
+        return [self._fold(row).add(row) for row in rows]
+
+    def _fold(self, row: Row) -> DialogueFold:
+        fold = self._folds.pop(row.dialogue_id, None)
+        if fold is None:
+            fold = DialogueFold(self._reader)
+            for earlier in self._load(row.dialogue_id, row.seq - 1):
+                fold.add(earlier, encode=False)
+        self._folds[row.dialogue_id] = fold
+        if len(self._folds) > self._max_dialogues:
+            self._folds.popitem(last=False)
+        return fold
+
+
+class FactReader:
+    """Reads what is in a fact with the eyes of the domain in force."""
+
+    def __init__(self, domain: Domain, domain_json: Callable[[str], str | None]) -> None:
+        self.domain = domain
+        self._domain_json = domain_json
+        self._encoder = Encoder(domain)
+        self._actions_of: dict[str, tuple[str, ...] | None] = {domain.fingerprint: domain.action_ids}
+
+    def encode(self, observation: dialogue_pb2.Observation, history: Iterable[str]) -> np.ndarray:
+        """<float32>[D].
+
+        Raises:
+            EncodingError: The observation is of a domain whose state this one does not contain.
+        """
+        raw = raw_observation(observation)
+        self._encoder.validate(raw)
+        return self._encoder.encode(raw, tuple(history))
+
+    def action(self, action_id: str) -> int:
+        """Index in the domain in force; -1: it has no such action."""
+        return self.domain.action_index.get(action_id, -1)
+
+    def scaled(self, reward: float) -> float:
+        """On [-1, 1]; a reward of an ancestor's wider range is clipped to the one in force."""
+        low, high = self.domain.rewards.range
+        return self.domain.scale_reward(min(max(reward, low), high))
+
+    def allowed(self, mask: bytes, fingerprint: str) -> np.ndarray:
+        """<bool>[A]; all where the fact says nothing or its domain is not known."""
+        actions = self._actions(fingerprint)
+        if not mask or actions is None:
+            return np.ones(len(self.domain.action_ids), bool)
+        bits = np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little")
+        named = {action for action, bit in zip(actions, bits, strict=False) if bit}
+        return np.array([action in named for action in self.domain.action_ids])
+
+    def _actions(self, fingerprint: str) -> tuple[str, ...] | None:
+        if fingerprint not in self._actions_of:
+            json = self._domain_json(fingerprint)
+            self._actions_of[fingerprint] = None if json is None else Domain.from_json(json).action_ids
+        return self._actions_of[fingerprint]
+
+
+def raw_observation(observation: dialogue_pb2.Observation) -> RawObservation:
+    """The wire's observation as the encoder wants it."""
+    slots: dict[str, str | float | bool] = {}
+    for slot in observation.slots:
+        value = slot.WhichOneof("value")
+        if value is not None:
+            slots[slot.name] = getattr(slot, value)
+    features = np.frombuffer(observation.features, "<f4") if observation.features else None
+    text = observation.text if observation.HasField("text") else None
+    return RawObservation(text=text, slots=slots, features=features)
+
+
+@dataclass(frozen=True)
+class _Live:
+    """Feedback that counts now."""
+
+    reward: float | None = None
+    rated_ms: int = 0
+    corrections: tuple[Correction, ...] = ()
+
+
+@dataclass
+class _Told:
+    """What replay was told last of a decision."""
+
+    record: TurnRecord
+    rating: tuple[float | None, tuple[Correction, ...]] = (None, ())
+    confirmed: bool = False
+
+
+class DialogueFold:
+    """The facts of one dialogue, and what replay has been told of them."""
+
+    def __init__(self, reader: FactReader) -> None:
+        self._reader = reader
+        self._decided: dict[str, training_pb2.Decided] = {}
+        self._decided_ms: dict[str, int] = {}
+        self._children: defaultdict[str, list[str]] = defaultdict(list)
+        self._confirmed: dict[str, None] = {}
+        self._delivered: dict[str, training_pb2.Delivered] = {}
+        self._feedback: defaultdict[str, list[training_pb2.Feedback]] = defaultdict(list)
+        self._ended: training_pb2.Ended | None = None
+        self._told: dict[str, _Told] = {}
+        self._unlearnable: set[str] = set()
+
+    def add(self, row: Row, encode: bool = True) -> Change:
+        """What this fact changes. `encode=False`: the facts before were told already, only fold them."""
+        counters: Counter[str] = Counter()
+        touched = self._apply(row.fact, counters)
+        records: list[TurnRecord] = []
+        lesson = unrated = False
+        for decision_id in touched:
+            told = self._told.get(decision_id)
+            new = self._tell(decision_id, encode and told is None, counters)
+            if new is None:
+                continue
+            self._told[decision_id] = new
+            lesson |= new.rating != (told.rating if told else (None, ()))
+            first_met = new.confirmed and not (told and told.confirmed)
+            unrated |= first_met and new.rating == (None, ()) and new.record.reward is not None
+            counters["turns"] += first_met
+            counters["rated_turns"] += _is_rated(new) - _is_rated(told)
+            if told is None or not new.record.says_the_same(told.record):
+                records.append(new.record)
+        records += self._last_state(touched, encode)
+        return Change(row.seq, tuple(records), lesson, unrated, self._due_ms(touched), _nonzero(counters))
+
+    # Folding
+
+    def _apply(self, fact: training_pb2.Fact, counters: Counter[str]) -> list[str]:
+        """Takes the fact in; returns the decisions about which something may have changed."""
+        kind = fact.WhichOneof("kind")
+        if kind == "decided":
+            return self._apply_decided(fact.decided, fact.time_ms, counters)
+        if kind == "delivered":
+            known = self._delivered.get(fact.delivered.decision_id)
+            if known is None or fact.delivered.revision >= known.revision:
+                self._delivered[fact.delivered.decision_id] = fact.delivered
+            return self._confirm(fact.delivered.decision_id, counters)
+        if kind == "feedback":
+            feedback = fact.feedback
+            self._feedback[feedback.decision_id].append(feedback)
+            if feedback.decision_id:
+                return self._confirm(feedback.decision_id, counters)
+            counters["dialogue_feedback"] += 1
+            counters["dialogue_feedback_not_learned"] += self._reader.domain.gamma == 0
+            return self._last_decision()
+        if kind == "ended":
+            counters["ended"] += self._ended is None
+            self._ended = fact.ended
+            return self._confirm(fact.ended.decision_id, counters) if fact.ended.decision_id else []
+        return []
+
+    def _apply_decided(
+        self, decided: training_pb2.Decided, time_ms: int, counters: Counter[str]
+    ) -> list[str]:
+        if decided.mode not in _LEARNED_MODES or not decided.recorded:
+            counters["evaluated" if decided.recorded else "unrecorded"] += 1
+            self._unlearnable.add(decided.decision_id)
+        self._decided[decided.decision_id] = decided
+        self._decided_ms[decided.decision_id] = time_ms
+        touched = [decided.decision_id]
+        if decided.parent_id:
+            self._children[decided.parent_id].append(decided.decision_id)
+            touched += self._confirm(decided.parent_id, counters)
+        return touched
+
+    def _confirm(self, decision_id: str, counters: Counter[str]) -> list[str]:
+        """A decision that the person really met; its parent's successor may be another one now."""
+        decided = self._decided.get(decision_id)
+        parent = decided.parent_id if decided else ""
+        if decision_id not in self._confirmed:
+            siblings = self._children[parent] if parent else ()
+            counters["forks"] += any(sibling in self._confirmed for sibling in siblings)
+            self._confirmed[decision_id] = None
+        return [decision_id, parent] if parent else [decision_id]
+
+    def _last_decision(self) -> list[str]:
+        return [self._ended.decision_id] if self._ended and self._ended.decision_id else []
+
+    # Telling
+
+    def _tell(self, decision_id: str, encode: bool, counters: Counter[str]) -> _Told | None:
+        decided = self._decided.get(decision_id)
+        if decided is None or decision_id in self._unlearnable:
+            return None
+        obs = None
+        if encode:
+            try:
+                obs = self._reader.encode(decided.observation, decided.history)
+            except EncodingError:
+                counters["state_not_in_domain"] += 1
+                self._unlearnable.add(decision_id)
+                return None
+        live = self._live_feedback(decision_id)
+        confirmed = decision_id in self._confirmed
+        action, as_decided = self._action(decision_id, decided, confirmed)
+        reward = self._reward(live) if action >= 0 else None
+        successor = self._successor(decision_id)
+        record = TurnRecord(
+            decision_id=decision_id,
+            obs=obs,
+            allowed=self._reader.allowed(decided.allowed, decided.domain_fingerprint),
+            action=action,
+            reward=reward,
+            successor=successor,
+            terminated=self._ends_here(decision_id) and not successor and self._ended_terminated(),
+            breaks_return=reward is None or not as_decided or bool(live.corrections),
+            corrections=live.corrections,
+            rated_ms=live.rated_ms,
+        )
+        return _Told(record, (live.reward, live.corrections), confirmed)
+
+    def _action(self, decision_id: str, decided: training_pb2.Decided, confirmed: bool) -> tuple[int, bool]:
+        """The action that went out (-1: none), and whether it is the decided one."""
+        delivered = self._delivered.get(decision_id)
+        if delivered is not None and delivered.how == training_pb2.Delivered.DROPPED:
+            return -1, False
+        if delivered is not None and delivered.how == training_pb2.Delivered.OVERRIDDEN:
+            return self._reader.action(delivered.action), False
+        return (self._reader.action(decided.action) if confirmed else -1), True
+
+    def _reward(self, live: _Live) -> float | None:
+        domain = self._reader.domain
+        if live.reward is None:
+            if live.corrections or domain.unrated_rule == "skip":
+                return None
+            return domain.per_turn_scaled
+        return live.reward + domain.per_turn_scaled
+
+    def _live_feedback(self, decision_id: str) -> _Live:
+        own = self._live(self._feedback[decision_id])
+        if not self._ends_here(decision_id) or self._reader.domain.gamma == 0:
+            return own
+        whole = self._live(self._feedback[""])
+        if whole.reward is None:
+            return own
+        return _Live((own.reward or 0.0) + whole.reward, max(own.rated_ms, whole.rated_ms), own.corrections)
+
+    def _live(self, given: list[training_pb2.Feedback]) -> _Live:
+        """Per teacher the newest by the client's revision; across teachers the mean."""
+        rewards: dict[str, training_pb2.Feedback] = {}
+        corrections: dict[str, training_pb2.Feedback] = {}
+        for feedback in sorted(given, key=lambda f: (f.revision, f.feedback_id)):
+            kind = feedback.WhichOneof("kind")
+            if kind == "reward":
+                rewards[feedback.teacher] = feedback
+            elif kind == "correction":
+                corrections[feedback.teacher] = feedback
+            elif kind == "retraction":
+                rewards.pop(feedback.teacher, None)
+                corrections.pop(feedback.teacher, None)
+        values = [self._reader.scaled(f.reward) for f in rewards.values()]
+        actions = ((f, self._reader.action(f.correction)) for f in corrections.values())
+        return _Live(
+            reward=float(np.mean(values)) if values else None,
+            rated_ms=max((f.revision for f in rewards.values()), default=0),
+            corrections=tuple(
+                Correction(f.teacher, f.revision, action) for f, action in actions if action >= 0
+            ),
+        )
+
+    def _successor(self, decision_id: str) -> str:
+        """The confirmed child; else the newest one; else the last state given with the end."""
+        children = self._children.get(decision_id, [])
+        for child in children:
+            if child in self._confirmed:
+                return child
+        if children:
+            return children[-1]
+        return decision_id + _LAST if self._ends_here(decision_id) and self._has_last_state() else ""
+
+    def _last_state(self, touched: list[str], encode: bool) -> list[TurnRecord]:
+        """The state given with a truncated end, as a row that is only ever a next state."""
+        if not encode or self._ended is None or not self._has_last_state():
+            return []
+        decision_id = self._ended.decision_id
+        if (
+            decision_id not in touched
+            or decision_id + _LAST in self._told
+            or decision_id in self._unlearnable
+        ):
+            return []
+        try:
+            obs = self._reader.encode(self._ended.last_state, self._ended.history)
+        except EncodingError:
+            return []
+        allowed = np.ones(len(self._reader.domain.action_ids), bool)
+        record = TurnRecord(decision_id + _LAST, obs, allowed, action=-1, reward=None)
+        self._told[record.decision_id] = _Told(record)
+        return [record]
+
+    def _has_last_state(self) -> bool:
+        return self._ended is not None and not self._ended.terminated and self._ended.HasField("last_state")
+
+    def _ends_here(self, decision_id: str) -> bool:
+        return self._ended is not None and self._ended.decision_id == decision_id
+
+    def _ended_terminated(self) -> bool:
+        return self._ended is not None and self._ended.terminated
+
+    def _due_ms(self, touched: list[str]) -> int:
+        wait_ms = int(self._reader.domain.rewards.wait_s * 1000)
+        if not wait_ms:
+            return 0
+        return max((self._decided_ms.get(decision_id, 0) + wait_ms for decision_id in touched), default=0)
+
+
+def _is_rated(told: _Told | None) -> bool:
+    return told is not None and told.rating != (None, ())
+
+
+def _nonzero(counters: Counter[str]) -> dict[str, int]:
+    return {name: count for name, count in counters.items() if count}

@@ -1,0 +1,156 @@
+"""Checkpoints in RLlib's format, complete or absent: written aside, fsynced, renamed, LATEST last."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from turnwise_actor.policy import PolicyVersion
+
+logger = logging.getLogger(__name__)
+
+_MANIFEST = "turnwise.json"
+_LATEST = "LATEST"
+_ASIDE = ".aside-"
+
+
+class CheckpointError(Exception):
+    """A checkpoint cannot be used; the message says which and why."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint says of itself, readable without RLlib."""
+
+    updates: int
+    journal_id: str
+    journal_cursor: int
+    version: str
+    """The policy version that it holds, "generation.number"."""
+    domain_fingerprint: str
+    saved_ms: int
+    pinned: bool = False
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint folder."""
+
+    path: Path
+    manifest: Manifest
+
+
+class CheckpointFolder:
+    """All checkpoints of a data folder.
+
+    Kept: the newest `keep_last`, the newest of each of the last `keep_days` days, and every pinned one.
+    """
+
+    def __init__(self, root: Path, keep_last: int = 5, keep_days: int = 30) -> None:
+        self.root = root
+        self._keep_last, self._keep_days = keep_last, keep_days
+        root.mkdir(parents=True, exist_ok=True)
+        for aside in root.glob(f"{_ASIDE}*"):
+            shutil.rmtree(aside)
+
+    def save(self, algorithm: Any, version: PolicyVersion, fingerprint: str, pin: bool = False) -> Checkpoint:
+        """Saves the algorithm; one that is already saved as it is now is not written twice."""
+        manifest = Manifest(
+            updates=algorithm.learner.updates,
+            journal_id=algorithm.env_runner.journal_id,
+            journal_cursor=algorithm.env_runner.cursor,
+            version=str(version),
+            domain_fingerprint=fingerprint,
+            saved_ms=time.time_ns() // 1_000_000,
+            pinned=pin,
+        )
+        name = f"step-{manifest.updates:09d}-fact-{manifest.journal_cursor:09d}-v{version}"
+        path = self.root / name
+        if path.exists():
+            return self._again(path, pin)
+        aside = self.root / f"{_ASIDE}{name}"
+        algorithm.save_to_path(str(aside))
+        (aside / _MANIFEST).write_text(json.dumps(asdict(manifest), indent=1))
+        _sync_tree(aside)
+        aside.rename(path)
+        _sync(self.root)
+        self._point_latest_at(path)
+        self._prune()
+        return Checkpoint(path, manifest)
+
+    def all(self) -> list[Checkpoint]:
+        """Complete checkpoints, oldest first."""
+        found = []
+        for manifest_path in self.root.glob(f"step-*/{_MANIFEST}"):
+            try:
+                manifest = Manifest(**json.loads(manifest_path.read_text()))
+            except (ValueError, TypeError) as error:
+                logger.warning("checkpoint %s is left out: %s", manifest_path.parent.name, error)
+                continue
+            found.append(Checkpoint(manifest_path.parent, manifest))
+        return sorted(found, key=lambda c: (c.manifest.saved_ms, c.path.name))
+
+    def newest_first(self) -> list[Checkpoint]:
+        """The one that LATEST names, then the others by age."""
+        found = self.all()[::-1]
+        latest = self.latest_name()
+        return sorted(found, key=lambda checkpoint: checkpoint.path.name != latest)
+
+    def latest_name(self) -> str:
+        """What LATEST names; empty: nothing was ever saved."""
+        try:
+            return (self.root / _LATEST).read_text().strip()
+        except FileNotFoundError:
+            return ""
+
+    def _again(self, path: Path, pin: bool) -> Checkpoint:
+        manifest = Manifest(**json.loads((path / _MANIFEST).read_text()))
+        if pin and not manifest.pinned:
+            manifest = Manifest(**{**asdict(manifest), "pinned": True})
+            _write_synced(path / _MANIFEST, json.dumps(asdict(manifest), indent=1))
+        self._point_latest_at(path)
+        return Checkpoint(path, manifest)
+
+    def _point_latest_at(self, path: Path) -> None:
+        _write_synced(self.root / _LATEST, path.name)
+
+    def _prune(self) -> None:
+        found = self.all()
+        newest_of_day = {c.manifest.saved_ms // 86_400_000: c.path for c in found}
+        days = sorted(newest_of_day)[-self._keep_days :]
+        kept = {c.path for c in found[-self._keep_last :]} | {newest_of_day[day] for day in days}
+        for checkpoint in found:
+            if checkpoint.path not in kept and not checkpoint.manifest.pinned:
+                # Renamed first: a half-removed folder never looks like a checkpoint.
+                doomed = self.root / f"{_ASIDE}{checkpoint.path.name}"
+                checkpoint.path.rename(doomed)
+                shutil.rmtree(doomed)
+
+
+def _write_synced(path: Path, text: str) -> None:
+    aside = path.with_name(f"{_ASIDE}{path.name}")
+    aside.write_text(text)
+    _sync(aside)
+    aside.replace(path)
+    _sync(path.parent)
+
+
+def _sync_tree(root: Path) -> None:
+    for folder, _, files in os.walk(root):
+        for name in files:
+            _sync(Path(folder, name))
+        _sync(Path(folder))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,37 @@
+"""The journal as the trainer reads it: by cursor, in short snapshots, woken when it grows."""
+
+from __future__ import annotations
+
+import threading
+
+from turnwise_actor.policy import Domain
+from turnwise_learner.journal import JournalReader
+from turnwise_learner.trainer.assembler import Assembler
+from turnwise_learner.trainer.turns import Change
+
+_ROWS_A_READ = 1024
+
+
+class JournalFeed:
+    """Changes after a cursor.
+
+    Args:
+        reader: The journal.
+        domain: The domain in force.
+        wake: Set by whoever knows that the journal has grown (or that the loop is wanted elsewhere).
+    """
+
+    def __init__(self, reader: JournalReader, domain: Domain, wake: threading.Event) -> None:
+        self._reader = reader
+        self._wake = wake
+        self._assembler = Assembler(domain, reader.dialogue, reader.domain)
+        self.journal_id = reader.journal_id
+
+    def read(self, cursor: int, wait_s: float) -> list[Change]:
+        """At most 1,024 changes; empty when none came within `wait_s` seconds."""
+        # Cleared before the look: a wake-up that comes between look and wait ends the wait.
+        self._wake.clear()
+        rows = self._reader.read_after(cursor, _ROWS_A_READ)
+        if not rows and wait_s > 0 and self._wake.wait(wait_s):
+            rows = self._reader.read_after(cursor, _ROWS_A_READ)
+        return self._assembler.assemble(rows)

@@ -1,0 +1,441 @@
+"""Prioritized replay of turns: flat arrays, row links, amendments at any age.
+
+A row is one decision. Its next state is its successor's row, so n-step returns are made when sampled, from
+what is true then, and an observation is stored once. Letters: N rows, B batch, D inputs, A actions.
+
+Life of a row: inserted when its decision is first told (worth nothing to learn: priority 0), given priority
+when there is something to learn from it, amended and raised to the highest priority whenever that changes,
+evicted oldest first when the arrays are full; rows with live corrections are never evicted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from ray.rllib.core.columns import Columns
+from ray.rllib.utils.checkpoints import Checkpointable
+
+from turnwise_learner.trainer import rl_module, torch_learner
+from turnwise_learner.trainer.sum_tree import SumTree
+from turnwise_learner.trainer.turns import Correction, TurnRecord
+
+_ID_BYTES = 40
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    """How turns are kept and drawn."""
+
+    capacity_turns: int = 100_000
+    """Rows; a row costs about 4 bytes an input. Memory is used only as rows come."""
+    alpha: float = 0.6
+    """Priority exponent, 0 uniform (arXiv:1511.05952, eq. 1)."""
+    beta: float = 0.4
+    """Importance-weight exponent at the first update; rises to 1."""
+    beta_updates: int = 100_000
+    """Updates over which beta rises to 1."""
+    priority_floor: float = 0.01
+    """Added to every |TD error|, so that nothing learned is never seen again."""
+    protected_share: float = 0.25
+    """Part of every batch drawn among corrected turns while there are any."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("alpha", 0, 1), ("beta", 0, 1), ("protected_share", 0, 0.9)):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ValueError(f"{name} is {value}; wanted {low} to {high}")
+        if self.capacity_turns < 64:
+            raise ValueError(f"capacity_turns is {self.capacity_turns}; wanted 64 or more")
+
+
+class TurnReplay(Checkpointable):
+    """See the module. Changed by the training loop alone, between updates, in journal order."""
+
+    _COLUMNS = (
+        "obs",
+        "allowed",
+        "action",
+        "reward",
+        "child",
+        "parent",
+        "terminated",
+        "breaks_return",
+        "state_key",
+        "rated_ms",
+        "corrected",
+        "correction_open",
+        "decision_id",
+    )
+
+    def __init__(
+        self, inputs: int, actions: int, gamma: float, n_step: int, config: ReplayConfig | None = None
+    ) -> None:
+        self.config = config or ReplayConfig()
+        self._ctor = (inputs, actions, gamma, n_step, self.config)
+        self.gamma, self.n_step = gamma, n_step
+        n = self.config.capacity_turns
+        self.obs = np.zeros((n, inputs), np.float32)
+        self.allowed = np.zeros((n, actions), bool)
+        self.action = np.full(n, -1, np.int32)
+        self.reward = np.full(n, np.nan, np.float32)
+        self.child = np.full(n, -1, np.int32)
+        self.parent = np.full(n, -1, np.int32)
+        self.terminated = np.zeros(n, bool)
+        self.breaks_return = np.zeros(n, bool)
+        self.state_key = np.zeros(n, np.uint64)
+        self.rated_ms = np.zeros(n, np.int64)
+        self.corrected = np.zeros((n, actions), bool)
+        self.correction_open = np.zeros((n, actions), bool)
+        self.decision_id = np.zeros(n, f"S{_ID_BYTES}")
+        self._corrections: dict[int, tuple[Correction, ...]] = {}
+        self._tree = SumTree(n)
+        self._protected = SumTree(n)
+        self._rows: dict[str, int] = {}
+        self._judged: defaultdict[int, set[int]] = defaultdict(set)
+        self._next_row = 0
+        self._newest_lesson = -1
+        self._max_priority = 1.0
+        self.evicted = 0
+        self.amended_too_late = 0
+        self.added = 0
+        self.rng = np.random.Generator(np.random.PCG64(self.config.seed))
+
+    def __len__(self) -> int:
+        """Rows in use."""
+        return len(self._rows)
+
+    @property
+    def learnable(self) -> bool:
+        """Whether there is anything to draw."""
+        return self._tree.total > 0
+
+    def priority(self, decision_id: str) -> float:
+        """The priority (already raised to alpha) of a decision; 0: nothing to learn from it.
+
+        Raises:
+            KeyError: It is not in replay.
+        """
+        return float(self._tree.leaves[self._rows[decision_id]])
+
+    def __contains__(self, decision_id: str) -> bool:
+        return decision_id in self._rows
+
+    # Changing
+
+    def apply(self, records: Sequence[TurnRecord], lesson: bool = False) -> None:
+        """Inserts or amends the turns of one change; the successor of one may come after it."""
+        placed = [(row, record) for record in records if (row := self._row_of(record)) >= 0]
+        fresh = {row for row, record in placed if self._write(row, record)}
+        for row, record in placed:
+            self._link(row, record)
+        changed = {row for row, _ in placed}
+        for key in {int(self.state_key[row]) for row in changed}:
+            changed |= self._settle_corrections(key)
+        self._set_priorities(np.fromiter(changed, np.int64, len(changed)), fresh)
+        judged = [row for row, _ in placed if self._tree.leaves[row] > 0]
+        if lesson and judged:
+            self._newest_lesson = judged[0]
+
+    def _row_of(self, record: TurnRecord) -> int:
+        row = self._rows.get(record.decision_id, -1)
+        if row >= 0:
+            return row
+        if record.obs is None:
+            self.amended_too_late += 1
+            return -1
+        row = self._free_row()
+        self._rows[record.decision_id] = row
+        self.decision_id[row] = record.decision_id.encode()
+        self.obs[row] = record.obs
+        self.state_key[row] = state_key(record.obs, record.allowed)
+        self.added += 1
+        return row
+
+    def _write(self, row: int, record: TurnRecord) -> bool:
+        """Stores what the record says; returns whether its value changes what is learned from the row."""
+        before = self._value_of(row)
+        self.allowed[row] = record.allowed
+        self.action[row] = record.action
+        self.reward[row] = np.nan if record.reward is None else record.reward
+        self.terminated[row] = record.terminated
+        self.breaks_return[row] = record.breaks_return
+        self.rated_ms[row] = record.rated_ms
+        self._corrections.pop(row, None)
+        if record.corrections:
+            self._corrections[row] = record.corrections
+        key = int(self.state_key[row])
+        if record.corrections or record.rated_ms:
+            self._judged[key].add(row)
+        else:
+            self._forget_judgement(key, row)
+        return self._value_of(row) != before
+
+    def _value_of(self, row: int) -> tuple[Any, ...]:
+        reward = float(self.reward[row])
+        unknown = np.isnan(reward)
+        return (
+            int(self.action[row]),
+            unknown or reward,
+            unknown,
+            bool(self.terminated[row]),
+            self._corrections.get(row),
+        )
+
+    def _link(self, row: int, record: TurnRecord) -> None:
+        child = self._rows.get(record.successor, -1)
+        if self.child[row] not in (-1, child):
+            self.parent[self.child[row]] = -1
+        self.child[row] = child
+        if child >= 0:
+            self.parent[child] = row
+
+    def _settle_corrections(self, key: int) -> set[int]:
+        """Works out which corrections of a state are live; returns the rows that bear any.
+
+        The newest of each teacher wins; one that was later rated below neutral lost its protection; one
+        that was rated is taught by that rating instead of by `rewards.correction`.
+        """
+        rows = self._judged.get(key, set())
+        newest: dict[str, tuple[Correction, int]] = {}
+        for row in rows:
+            for given in self._corrections.get(row, ()):
+                if given.teacher not in newest or given.revision > newest[given.teacher][0].revision:
+                    newest[given.teacher] = (given, row)
+        ratings: dict[int, tuple[int, float]] = {}
+        for row in rows:
+            if self.rated_ms[row]:
+                rating = (int(self.rated_ms[row]), float(self.reward[row]))
+                ratings[int(self.action[row])] = max(ratings.get(int(self.action[row]), (0, 0.0)), rating)
+        live: set[int] = set()
+        bearers: set[int] = set()
+        for given, row in newest.values():
+            rated_ms, rated = ratings.get(given.action, (0, 0.0))
+            if rated_ms > given.revision and rated < 0:
+                continue
+            live.add(given.action)
+            bearers.add(row)
+        touched = {row for row in rows if row in self._corrections}
+        for row in touched:
+            self.corrected[row] = False
+            self.correction_open[row] = False
+            if row in bearers:
+                self.corrected[row, list(live)] = True
+                self.correction_open[row, [x for x in live if x not in ratings]] = True
+        return touched
+
+    def _forget_judgement(self, key: int, row: int) -> None:
+        if key in self._judged:
+            self.corrected[row] = self.correction_open[row] = False
+            self._judged[key].discard(row)
+            if not self._judged[key]:
+                del self._judged[key]
+
+    def _set_priorities(self, rows: np.ndarray, fresh: set[int]) -> None:
+        """Rows with something new to learn get the highest priority; rows with nothing get none."""
+        learnable = self._learnable(rows)
+        known = np.array([row not in fresh for row in rows.tolist()], bool)
+        keep = learnable & known & (self._tree.leaves[rows] > 0)
+        highest = self._max_priority**self.config.alpha
+        priorities = np.where(keep, self._tree.leaves[rows], np.where(learnable, highest, 0.0))
+        self._store_priorities(rows, priorities)
+
+    def _store_priorities(self, rows: np.ndarray, priorities: np.ndarray) -> None:
+        self._tree.set(rows, priorities)
+        self._protected.set(rows, np.where(self.corrected[rows].any(1), priorities, 0.0))
+
+    def _has_return(self, rows: np.ndarray) -> np.ndarray:
+        """<bool>[n]: whether the action taken has a return to learn."""
+        known = (self.action[rows] >= 0) & np.isfinite(self.reward[rows])
+        return known & (self.terminated[rows] | (self.child[rows] >= 0) | (self.gamma == 0))
+
+    def _learnable(self, rows: np.ndarray) -> np.ndarray:
+        return self._has_return(rows) | self.corrected[rows].any(1)
+
+    def _free_row(self) -> int:
+        n = self.config.capacity_turns
+        for _ in range(n):
+            row = self._next_row
+            self._next_row = (row + 1) % n
+            if not self.corrected[row].any():
+                self._evict(row)
+                return row
+        raise MemoryError(
+            f"all {n} rows of replay hold live corrections, which are never evicted; raise capacity_turns"
+        )
+
+    def _evict(self, row: int) -> None:
+        decision_id = self.decision_id[row].decode()
+        if not decision_id:
+            return
+        self.evicted += 1
+        del self._rows[decision_id]
+        self.decision_id[row] = b""
+        self._corrections.pop(row, None)
+        self._forget_judgement(int(self.state_key[row]), row)
+        parent, child = int(self.parent[row]), int(self.child[row])
+        if parent >= 0:
+            self.child[parent] = -1
+        if child >= 0:
+            self.parent[child] = -1
+        self.parent[row] = self.child[row] = self.action[row] = -1
+        self.reward[row] = np.nan
+        if self._newest_lesson == row:
+            self._newest_lesson = -1
+        affected = np.array([row, parent] if parent >= 0 else [row], np.int64)
+        self._set_priorities(affected, set())
+
+    # Drawing
+
+    def sample(self, batch_size: int, updates: int = 0) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Draws a batch: the newest lesson, a share of corrected turns, the rest by priority.
+
+        Returns the rows <int64>[B] and the columns that the learner wants. Importance weights are those of
+        the mixture, (N P(i)) ** -beta (arXiv:1511.05952, sec. 3.4), divided by the batch's largest.
+
+        Raises:
+            ValueError: There is nothing to learn from yet.
+        """
+        if not self.learnable:
+            raise ValueError("nothing to learn from: no turn in replay has a return or a correction")
+        newest = int(self._newest_lesson >= 0 and self._tree.leaves[self._newest_lesson] > 0)
+        any_protected = self._protected.total > 0
+        n_protected = (
+            min(batch_size - newest - 1, round(batch_size * self.config.protected_share))
+            if any_protected
+            else 0
+        )
+        n_rest = batch_size - newest - n_protected
+        parts = [np.full(newest, self._newest_lesson, np.int64), self._draw(self._tree, n_rest)]
+        if n_protected:
+            parts.append(self._draw(self._protected, n_protected))
+        rows = np.concatenate(parts)
+        p = n_rest / batch_size * self._tree.leaves[rows] / self._tree.total
+        if n_protected:
+            p += n_protected / batch_size * self._protected.leaves[rows] / self._protected.total
+        p += (rows == self._newest_lesson) * newest / batch_size
+        weights = (len(self) * p) ** -self._beta(updates)
+        return rows, self._columns_of(rows, (weights / weights.max()).astype(np.float32))
+
+    def update_priorities(self, rows: np.ndarray, errors: np.ndarray) -> None:
+        """|TD error| -> priority; rows whose error is not finite keep theirs."""
+        finite = np.isfinite(errors)
+        rows, errors = rows[finite], np.abs(errors[finite].astype(np.float64))
+        if not len(rows):
+            return
+        raised = errors + self.config.priority_floor
+        self._max_priority = max(1.0, float(raised.max()), self._max_priority * 0.999)
+        self._store_priorities(rows, raised**self.config.alpha)
+
+    def _draw(self, tree: SumTree, count: int) -> np.ndarray:
+        total = tree.total
+        marks = (np.arange(count) + self.rng.random(count)) * (total / max(count, 1))
+        return tree.sample(marks)
+
+    def _beta(self, updates: int) -> float:
+        return self.config.beta + (1 - self.config.beta) * min(1.0, updates / self.config.beta_updates)
+
+    def _columns_of(self, rows: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
+        has_return = self._has_return(rows)
+        returns, discounts, following = self._returns(rows, has_return)
+        columns = {
+            Columns.OBS: self.obs[rows],
+            Columns.ACTIONS: np.maximum(self.action[rows], 0).astype(np.int64),
+            Columns.REWARDS: returns,
+            torch_learner.HAS_RETURN: has_return.astype(np.float32),
+            torch_learner.WEIGHTS: weights,
+            torch_learner.CORRECTED: self.corrected[rows],
+            torch_learner.CORRECTION_OPEN: self.correction_open[rows],
+            rl_module.ALLOWED: self.allowed[rows],
+        }
+        if discounts.any():
+            columns[Columns.NEXT_OBS] = self.obs[following]
+            columns[torch_learner.NEXT_ALLOWED] = self.allowed[following]
+            columns[torch_learner.DISCOUNTS] = discounts
+        return columns
+
+    def _returns(self, rows: np.ndarray, has_return: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """n-step returns <float32>[B], their discounts (0: nothing follows) and next rows.
+
+        A return goes on to the next turn while that turn was shown as decided and has a return of its own.
+        """
+        returns = np.where(has_return, np.nan_to_num(self.reward[rows]), 0.0)
+        discount = np.full(len(rows), self.gamma)
+        last = rows
+        for _ in range(self.n_step - 1 if self.gamma else 0):
+            following = self.child[last]
+            goes_on = has_return & ~self.terminated[last] & (following >= 0)
+            goes_on &= self._has_return(following) & ~self.breaks_return[following]
+            returns = np.where(goes_on, returns + discount * np.nan_to_num(self.reward[following]), returns)
+            discount = np.where(goes_on, discount * self.gamma, discount)
+            last = np.where(goes_on, following, last)
+        following = self.child[last]
+        ends = self.terminated[last] | (following < 0)
+        discount = np.where(ends, 0.0, discount)
+        return returns.astype(np.float32), discount.astype(np.float32), np.where(ends, 0, following)
+
+    # Checkpointable
+
+    def get_ctor_args_and_kwargs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return self._ctor, {}
+
+    def get_state(
+        self, components: Any = None, *, not_components: Any = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Arrays up to the highest row in use, priorities, links, counters, the random generator."""
+        used = max(self._rows.values(), default=-1) + 1
+        return {
+            "columns": {name: getattr(self, name)[:used].copy() for name in self._COLUMNS},
+            "priorities": self._tree.leaves[:used].copy(),
+            "corrections": {
+                row: [(c.teacher, c.revision, c.action) for c in given]
+                for row, given in self._corrections.items()
+            },
+            "next_row": self._next_row,
+            "newest_lesson": self._newest_lesson,
+            "max_priority": self._max_priority,
+            "evicted": self.evicted,
+            "amended_too_late": self.amended_too_late,
+            "added": self.added,
+            "rng": self.rng.bit_generator.state,
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Takes a state of the same shape back; the capacity may have grown.
+
+        Raises:
+            ValueError: The state's rows do not fit this replay.
+        """
+        used = len(state["priorities"])
+        if used > self.config.capacity_turns:
+            raise ValueError(f"{used} rows do not fit in capacity_turns {self.config.capacity_turns}")
+        self.__init__(*self._ctor)  # type: ignore[misc]
+        for name in self._COLUMNS:
+            getattr(self, name)[:used] = state["columns"][name]
+        self._corrections = {
+            row: tuple(Correction(*c) for c in given) for row, given in state["corrections"].items()
+        }
+        ids = self.decision_id[:used].tolist()
+        self._rows = {decision_id.decode(): row for row, decision_id in enumerate(ids) if decision_id}
+        for row in self._rows.values():
+            if row in self._corrections or self.rated_ms[row]:
+                self._judged[int(self.state_key[row])].add(row)
+        self._store_priorities(np.arange(used), state["priorities"])
+        self._next_row = state["next_row"] % self.config.capacity_turns
+        self._newest_lesson = state["newest_lesson"]
+        self._max_priority = state["max_priority"]
+        self.evicted, self.added = state["evicted"], state["added"]
+        self.amended_too_late = state["amended_too_late"]
+        self.rng.bit_generator.state = state["rng"]
+
+
+def state_key(obs: np.ndarray, allowed: np.ndarray) -> int:
+    """Names a state: equal keys, equal observation and mask."""
+    digest = hashlib.blake2b(obs.tobytes(), digest_size=8)
+    digest.update(allowed.tobytes())
+    return int.from_bytes(digest.digest(), "little")

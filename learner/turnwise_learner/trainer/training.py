@@ -1,0 +1,333 @@
+"""The trainer's loop: journal -> replay -> updates -> policy versions and checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import ray
+import torch
+from ray.rllib.core import COMPONENT_LEARNER_GROUP
+
+from turnwise.v1 import dialogue_pb2, training_pb2
+from turnwise_actor.policy import Domain, Exploration, PolicyVersion
+from turnwise_learner.journal import JournalReader, journal_path
+from turnwise_learner.trainer.algorithm import TurnwiseDQN, TurnwiseDQNConfig
+from turnwise_learner.trainer.checkpoints import Checkpoint, CheckpointError, CheckpointFolder
+from turnwise_learner.trainer.config import TrainerConfig
+from turnwise_learner.trainer.feed import JournalFeed
+from turnwise_learner.trainer.service_link import ServiceLink, hello
+from turnwise_learner.trainer.versions import VersionFolder
+
+logger = logging.getLogger("turnwise.trainer")
+
+_WELCOME_TIMEOUT_S = 60.0
+
+
+def start_ray() -> None:
+    """A Ray of this process's own: RLlib wants one even when every component is local."""
+    # One torch thread: at batches of 32 a second one costs more than it brings.
+    torch.set_num_threads(1)
+    ray.init(
+        address="local",
+        num_cpus=1,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+        object_store_memory=100 * 1024 * 1024,
+    )
+
+
+class CommandError(Exception):
+    """A command that cannot be carried out, with the gRPC status to answer."""
+
+    def __init__(self, code: grpc.StatusCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Training:
+    """One trainer: restores, then loops until told to stop; only the loop changes anything.
+
+    Raises:
+        CheckpointError: A checkpoint belongs to another journal, or knows facts that this one lacks.
+    """
+
+    def __init__(
+        self, config: TrainerConfig, domain: Domain, stop: threading.Event, wake: threading.Event
+    ) -> None:
+        self._config, self._domain, self._stop, self._wake = config, domain, stop, wake
+        self._started_ms = time.time_ns() // 1_000_000
+        self._reader = JournalReader(journal_path(config.data))
+        self._checkpoints = CheckpointFolder(config.data / "checkpoints", config.keep_checkpoints)
+        self._exploration = Exploration()
+        self.algorithm, self._last_checkpoint = self._restore()
+        self.algorithm.env_runner.attach(JournalFeed(self._reader, domain, wake))
+        self.algorithm.idle_wait_s = config.idle_wait_s
+        resumed = self._last_checkpoint is not None or self._reader.last_generation() > 0
+        self._link = ServiceLink(config.service, hello(self._reader.journal_id, resumed), wake)
+        generation = self._link.wait_for_generation(_WELCOME_TIMEOUT_S)
+        self._versions = VersionFolder(config.data / "policies", domain.fingerprint, generation)
+        self._published_updates = -1
+        self._published_through = -1
+        self._published_at = 0.0
+        self._reported_at = 0.0
+        self._saved_at = time.monotonic()
+        self._saved_turns = self._turns
+        self._rate = _Rate()
+
+    @property
+    def _turns(self) -> int:
+        return int(self.algorithm.env_runner.counters["turns"])
+
+    # Restoring
+
+    def _restore(self) -> tuple[TurnwiseDQN, Checkpoint | None]:
+        algorithm = self._build()
+        for checkpoint in self._checkpoints.newest_first():
+            self._check(checkpoint)
+            if checkpoint.manifest.domain_fingerprint != self._domain.fingerprint:
+                logger.warning(
+                    "checkpoint %s was trained on another state or other actions (domain %s, now %s)",
+                    checkpoint.path.name,
+                    checkpoint.manifest.domain_fingerprint,
+                    self._domain.fingerprint,
+                )
+                continue
+            try:
+                algorithm.restore_from_path(str(checkpoint.path.resolve()))
+            except Exception:
+                logger.exception("checkpoint %s cannot be read; trying the one before", checkpoint.path.name)
+                algorithm.stop()
+                algorithm = self._build()
+                continue
+            logger.info("restored %s", checkpoint.path.name)
+            self._exploration = algorithm.exploration
+            return algorithm, checkpoint
+        if self._checkpoints.latest_name():
+            logger.warning("no checkpoint can be used: learning again from the journal's first fact")
+        return algorithm, None
+
+    def _build(self) -> TurnwiseDQN:
+        return TurnwiseDQN(config=TurnwiseDQNConfig.for_domain(self._domain))
+
+    def _check(self, checkpoint: Checkpoint) -> None:
+        manifest, name = checkpoint.manifest, checkpoint.path.name
+        if manifest.journal_id != self._reader.journal_id:
+            raise CheckpointError(
+                f"checkpoint {name} belongs to journal {manifest.journal_id}; the one here is "
+                f"{self._reader.journal_id}. Put the two back together, or move the checkpoints away to "
+                "learn again from the journal"
+            )
+        last = self._reader.last_cursor()
+        if manifest.journal_cursor > last:
+            raise CheckpointError(
+                f"checkpoint {name} has learned from fact {manifest.journal_cursor}, but the journal ends at "
+                f"{last}: facts are missing. Restore the journal, or move the checkpoints away"
+            )
+
+    # The loop
+
+    def run(self) -> None:
+        """Loops until stopped, then saves a checkpoint."""
+        self._publish("resume" if self._last_checkpoint else "start")
+        while not self._stop.is_set():
+            self._run_commands()
+            self.algorithm.train()
+            self._publish_if_due()
+            self._checkpoint_if_due()
+            self._report_if_due()
+        logger.info("stopping: saving a checkpoint")
+        self._publish_if_due(now=True)
+        self._save()
+        self._report()
+        self._link.close()
+        self._reader.close()
+        self.algorithm.stop()
+
+    def _publish_if_due(self, now: bool = False) -> None:
+        updates, through = self.algorithm.learner.updates, self.algorithm.pacer.learned_through
+        if updates == self._published_updates and (through == self._published_through or not now):
+            return
+        if now or time.monotonic() - self._published_at >= self._config.publish_every_s:
+            self._publish("")
+
+    def _publish(self, cause: str) -> None:
+        path = self._versions.publish(self.algorithm, self._exploration)
+        self._published_at = time.monotonic()
+        self._published_updates = self.algorithm.learner.updates
+        self._published_through = self.algorithm.pacer.learned_through
+        published = training_pb2.PolicyPublished(
+            version=_wire_version(self._versions.version),
+            learned_through=self._published_through,
+            updates=self._published_updates,
+            file=path.name,
+            cause=cause,
+        )
+        self._link.send(training_pb2.TrainerMessage(published=published))
+
+    def _checkpoint_if_due(self) -> None:
+        last = self._last_checkpoint
+        cursor = self.algorithm.env_runner.cursor
+        if last is None:
+            changed = cursor > 0
+        else:
+            changed = (cursor, self.algorithm.learner.updates) != (
+                last.manifest.journal_cursor,
+                last.manifest.updates,
+            )
+        elapsed = time.monotonic() - self._saved_at >= self._config.checkpoint_every_s
+        if changed and (elapsed or self._turns - self._saved_turns >= self._config.checkpoint_every_turns):
+            self._save()
+
+    def _save(self, pin: bool = False) -> Checkpoint:
+        started = time.monotonic()
+        self.algorithm.exploration = self._exploration
+        saved = self._checkpoints.save(self.algorithm, self._versions.version, self._domain.fingerprint, pin)
+        self._last_checkpoint, self._saved_at, self._saved_turns = saved, time.monotonic(), self._turns
+        logger.info("saved %s in %.2f s", saved.path.name, time.monotonic() - started)
+        return saved
+
+    # Commands
+
+    def _run_commands(self) -> None:
+        for command in self._link.commands():
+            done = training_pb2.CommandDone(id=command.id)
+            try:
+                self._run_command(command, done)
+            except CommandError as error:
+                done.error, done.code = str(error), error.code.value[0]
+            except (OSError, ValueError) as error:
+                logger.exception("a command failed")
+                done.error, done.code = str(error), grpc.StatusCode.INTERNAL.value[0]
+            self._link.send(training_pb2.TrainerMessage(done=done))
+            self._report()
+
+    def _run_command(self, command: training_pb2.TrainerCommand, done: training_pb2.CommandDone) -> None:
+        kind = command.WhichOneof("command")
+        if kind == "save_checkpoint":
+            done.checkpoint.CopyFrom(_checkpoint_info(self._save(command.save_checkpoint.pin)))
+        elif kind == "rollback":
+            self._roll_back(Path(command.rollback.checkpoint), command.rollback.generation)
+            done.published.CopyFrom(_wire_version(self._versions.version))
+        elif kind == "pause":
+            self.algorithm.paused = command.pause
+            done.paused = command.pause
+        elif kind == "set_exploration":
+            self._set_exploration(command.set_exploration)
+            done.exploration.CopyFrom(_wire_exploration(self._exploration))
+        else:
+            raise CommandError(
+                grpc.StatusCode.UNIMPLEMENTED, f"this trainer does not know the command {kind}"
+            )
+
+    def _roll_back(self, checkpoint: Path, generation: int) -> None:
+        """Networks and optimizer of the checkpoint; replay and journal keep all that was said since."""
+        part = checkpoint.resolve() / COMPONENT_LEARNER_GROUP
+        if not part.is_dir():
+            raise CommandError(grpc.StatusCode.NOT_FOUND, f"there is no checkpoint at {checkpoint}")
+        self.algorithm.learner_group.restore_from_path(str(part))
+        self.algorithm.pacer.forgive()
+        self._versions.begin(generation)
+        self._publish("rollback")
+        self._save()
+
+    def _set_exploration(self, request: training_pb2.SetExplorationRequest) -> None:
+        serve, teach = self._exploration.serve_epsilon, self._exploration.teach_epsilon
+        if request.mode == dialogue_pb2.SERVE:
+            serve = request.epsilon
+        else:
+            teach = request.epsilon
+        self._exploration = Exploration(teach_epsilon=teach, serve_epsilon=serve)
+        self._publish("")
+
+    # Reporting
+
+    def _report_if_due(self) -> None:
+        if time.monotonic() - self._reported_at >= self._config.report_every_s:
+            self._report()
+
+    def _report(self) -> None:
+        self._reported_at = time.monotonic()
+        self._link.send(training_pb2.TrainerMessage(report=self._status()))
+
+    def _status(self) -> training_pb2.TrainerReport:
+        algorithm, counters = self.algorithm, self.algorithm.env_runner.counters
+        updates = algorithm.learner.updates
+        report = training_pb2.TrainerReport(
+            journal_cursor=algorithm.env_runner.cursor,
+            learned_through=algorithm.pacer.learned_through,
+            policy_version=_wire_version(self._versions.version),
+            turns=counters["turns"],
+            rated_turns=counters["rated_turns"],
+            lessons=counters["lessons"],
+            updates=updates,
+            updates_owed=algorithm.pacer.owed,
+            updates_forgone=int(algorithm.pacer.forgone),
+            replay_rows=len(algorithm.replay),
+            replay_capacity=algorithm.replay.config.capacity_turns,
+            evicted_rows=algorithm.replay.evicted,
+            paused=algorithm.paused,
+            loss=algorithm.learner.last_losses.get("total_loss", 0.0),
+            mean_abs_td_error=algorithm.learner.last_losses.get("td_error_mean", 0.0),
+            skipped_batches=algorithm.learner.skipped_batches,
+            exploration=_wire_exploration(self._exploration),
+            counters={name: count for name, count in counters.items() if count > 0},
+            pid=os.getpid(),
+            started_ms=self._started_ms,
+            updates_per_s=self._rate.of(updates),
+            warnings=list(_warnings(self._domain, counters)),
+        )
+        if self._last_checkpoint is not None:
+            report.last_checkpoint.CopyFrom(_checkpoint_info(self._last_checkpoint))
+        return report
+
+
+class _Rate:
+    """Increase a second of a counter, between two looks at it."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._at, self._value = clock, clock(), 0
+
+    def of(self, value: int) -> float:
+        now = self._clock()
+        rate = max(0.0, (value - self._value) / max(now - self._at, 1e-3))
+        self._at, self._value = now, value
+        return rate
+
+
+def _warnings(domain: Domain, counters: Any) -> Any:
+    if counters["dialogue_feedback_not_learned"]:
+        yield (
+            f"{counters['dialogue_feedback_not_learned']} rewards were given to whole dialogues; at gamma 0 "
+            "they are journaled but not learned. Set learning.gamma above 0, or rate turns"
+        )
+    if counters["state_not_in_domain"]:
+        yield f"{counters['state_not_in_domain']} turns have a state that {domain.name!r} does not contain"
+
+
+def _wire_version(version: PolicyVersion) -> dialogue_pb2.PolicyVersion:
+    return dialogue_pb2.PolicyVersion(generation=version.generation, number=version.number)
+
+
+def _wire_exploration(exploration: Exploration) -> training_pb2.Exploration:
+    return training_pb2.Exploration(
+        teach_epsilon=exploration.teach_epsilon, serve_epsilon=exploration.serve_epsilon
+    )
+
+
+def _checkpoint_info(checkpoint: Checkpoint) -> training_pb2.CheckpointInfo:
+    manifest = checkpoint.manifest
+    return training_pb2.CheckpointInfo(
+        path=str(checkpoint.path),
+        updates=manifest.updates,
+        journal_cursor=manifest.journal_cursor,
+        saved_ms=manifest.saved_ms,
+        pinned=manifest.pinned,
+    )

@@ -1,0 +1,75 @@
+"""What the assembler tells replay of one decision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class TurnRecord:
+    """The present truth about one decision: told again, whole, whenever it changes.
+
+    Letters: D inputs, A actions.
+    """
+
+    decision_id: str
+    obs: np.ndarray | None
+    """<float32>[D] the first time it is told, None afterwards: what was seen never changes."""
+    allowed: np.ndarray
+    """<bool>[A]"""
+    action: int
+    """The action that went out; -1: none (not delivered, or a dialogue's last state)."""
+    reward: float | None
+    """Scaled to [-1, 1], per-turn cost included; None: nothing to learn from the action taken."""
+    successor: str = ""
+    """Decision whose observation is the next state; empty: none yet."""
+    terminated: bool = False
+    """True: value 0 afterwards."""
+    breaks_return: bool = False
+    """True: an n-step return that began earlier ends before this turn."""
+    corrections: tuple[Correction, ...] = ()
+    rated_ms: int = 0
+    """When the action taken was last rated; 0: never."""
+
+    def says_the_same(self, other: TurnRecord) -> bool:
+        """Whether nothing that is learned differs."""
+        return _learned(self) == _learned(other)
+
+
+@dataclass(frozen=True)
+class Correction:
+    """One teacher's live "you should have said `action`" on a decision."""
+
+    teacher: str
+    revision: int
+    action: int
+
+
+@dataclass(frozen=True)
+class Change:
+    """What one fact changes for learning."""
+
+    cursor: int
+    """Journal position of the fact."""
+    records: tuple[TurnRecord, ...] = ()
+    lesson: bool = False
+    """A reward, correction or retraction that changes what is to be learned."""
+    unrated_turn: bool = False
+    """A turn confirmed without a rating, where those are learned from."""
+    due_ms: int = 0
+    """Not to be learned before this time (`rewards.wait`)."""
+    counters: dict[str, int] = field(default_factory=dict)
+    """Increments of the trainer's counters."""
+
+
+def _learned(record: TurnRecord) -> tuple[object, ...]:
+    return (
+        record.action,
+        record.reward,
+        record.successor,
+        record.terminated,
+        record.breaks_return,
+        record.corrections,
+    )

@@ -1,0 +1,62 @@
+"""Publishing: policy files that are complete or absent, numbered within a generation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from turnwise_actor.policy import Exploration, Policy, PolicyVersion
+
+_LATEST = "LATEST"
+
+
+class VersionFolder:
+    """Writes each policy version to `policies/<generation>.<number>.safetensors`, LATEST last.
+
+    Files are not fsynced: after a power cut the checkpoint makes the next version anyway.
+    """
+
+    def __init__(self, root: Path, fingerprint: str, generation: int, keep: int = 50) -> None:
+        self._root = root
+        self._fingerprint = fingerprint
+        self._keep = keep
+        self.version = PolicyVersion(generation, 0)
+        root.mkdir(parents=True, exist_ok=True)
+
+    def begin(self, generation: int) -> None:
+        """Numbers from 1 again, under a new generation."""
+        self.version = PolicyVersion(generation, 0)
+
+    def publish(self, algorithm: Any, exploration: Exploration) -> Path:
+        """Writes the algorithm's online network as the next version."""
+        self.version = PolicyVersion(self.version.generation, self.version.number + 1)
+        policy = Policy(
+            version=self.version,
+            learned_through=algorithm.pacer.learned_through,
+            fingerprint=self._fingerprint,
+            spec=algorithm.module.spec,
+            parameters=algorithm.module.policy_parameters(),
+            exploration=exploration,
+            updates=algorithm.learner.updates,
+        )
+        path = self._root / f"{self.version}.safetensors"
+        _replace(path, policy.to_bytes())
+        _replace(self._root / _LATEST, path.name.encode())
+        self._prune()
+        return path
+
+    def _prune(self) -> None:
+        files = sorted(self._root.glob("*.safetensors"), key=_version_of)
+        for path in files[: -self._keep]:
+            path.unlink(missing_ok=True)
+
+
+def _version_of(path: Path) -> tuple[int, int]:
+    generation, number = path.name.removesuffix(".safetensors").split(".")
+    return int(generation), int(number)
+
+
+def _replace(path: Path, data: bytes) -> None:
+    aside = path.with_name(f".{path.name}")
+    aside.write_bytes(data)
+    aside.replace(path)

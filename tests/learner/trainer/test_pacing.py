@@ -1,0 +1,55 @@
+"""Lessons grant updates; nothing else does, and no debt is lost unseen."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from turnwise_learner.trainer.pacing import Pacer
+
+
+def test_a_lesson_is_learned_through_once_its_updates_are_done() -> None:
+    pacer = Pacer(8, 0, max_owed=100)
+    pacer.grant(5, lesson=True, unrated_turn=False)
+    assert (pacer.owed, pacer.learned_through) == (8, 0)
+    pacer.spend(7)
+    assert pacer.learned_through == 0
+    pacer.spend(1)
+    assert (pacer.owed, pacer.learned_through) == (0, 5)
+
+
+def test_a_fact_that_teaches_nothing_is_learned_through_at_once() -> None:
+    pacer = Pacer(8, 0, max_owed=100)
+    pacer.grant(1, lesson=False, unrated_turn=False)
+    assert pacer.learned_through == 1
+
+
+def test_fractions_of_an_update_add_up() -> None:
+    pacer = Pacer(0.25, 0, max_owed=100)
+    for cursor in range(1, 9):
+        pacer.grant(cursor, lesson=True, unrated_turn=False)
+    assert pacer.owed == 2
+
+
+def test_debt_above_the_cap_is_forgone_and_counted() -> None:
+    pacer = Pacer(8, 0, max_owed=20)
+    for cursor in range(1, 6):
+        pacer.grant(cursor, lesson=True, unrated_turn=False)
+    assert (pacer.owed, pacer.forgone) == (20, 20)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(0, 5))), st.floats(0.1, 9))
+def test_granted_is_done_and_owed_and_forgone(steps: list[tuple[bool, bool, int]], per_lesson: float) -> None:
+    pacer = Pacer(per_lesson, 1.0, max_owed=15)
+    for cursor, (lesson, unrated, updates) in enumerate(steps, 1):
+        pacer.grant(cursor, lesson, unrated)
+        pacer.spend(min(updates, pacer.owed))
+        assert 0 <= pacer.owed <= 15
+        assert pacer.granted == pytest.approx(
+            pacer.done + pacer.forgone + (pacer.granted - pacer.done - pacer.forgone)
+        )
+        assert pacer.learned_through <= cursor
+    restored = Pacer(per_lesson, 1.0, max_owed=15)
+    restored.set_state(pacer.get_state())
+    assert (restored.owed, restored.learned_through) == (pacer.owed, pacer.learned_through)
+    pacer.spend(pacer.owed)
+    assert pacer.learned_through == len(steps)

@@ -48,7 +48,7 @@ async def _chat(addresses: list[str], user: str, mode: str, token: str | None) -
         conversation = Conversation(bot, Console(), user, mode)
         try:
             await conversation.open(token)
-        except turnwise.ActorUnavailable as error:
+        except (turnwise.ActorUnavailable, turnwise.DeadlineExceeded) as error:
             where = ", ".join(addresses)
             raise click.ClickException(
                 f"no actor answers at {where}; is `turnwise up` running? {error}"
@@ -129,9 +129,9 @@ class LineCompleter(Completer):
                 yield outcome, ""
         elif name == "slot":
             for slot in self._conversation.domain.slots.values():
-                values = {"category": slot.categories, "bool": ("true", "false")}.get(slot.type, ("",))
-                for value in values:
-                    yield f"{slot.name}={value}", slot.type
+                known = slot.categories or (("true", "false") if slot.type == "bool" else ("",))
+                for choice in known:
+                    yield f"{slot.name}={choice}", slot.type
 
 
 def _login_name() -> str:

@@ -7,6 +7,7 @@ import pty
 import select
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -79,6 +80,7 @@ async def test_plus_minus_and_numbers_rate_the_last_answer(chat, actor):
 
 async def test_plus_and_minus_are_the_ends_of_the_range():
     with FakeActor(ACTIONS, reward_range=(1, 5)) as actor:
+        actor.learned_through = LEARNED
         async with turnwise.AsyncClient(actor.address) as bot:
             chat = Chat(bot)
             await chat.conversation.open()
@@ -259,7 +261,8 @@ def test_no_actor_is_one_clear_line():
 def test_at_a_terminal_it_talks_and_ctrl_c_is_no_traceback(actor):
     chat, environment = command(actor.address)
     here, there = pty.openpty()
-    process = subprocess.Popen(chat, env=environment, stdin=there, stdout=there, stderr=there, close_fds=True)
+    termios.tcsetwinsize(there, (30, 120))
+    process = subprocess.Popen(chat, env=environment, stdin=there, stdout=there, stderr=there)
     os.close(there)
     screen = b""
 
@@ -271,14 +274,18 @@ def test_at_a_terminal_it_talks_and_ctrl_c_is_no_traceback(actor):
             if select.select([here], [], [], 0.2)[0]:
                 screen += os.read(here, 4096)
 
-    until(b"Ctrl-D leaves")
-    os.write(here, b"hello\r")
-    until(b"Hello!")
-    os.write(here, b"forget this\x03")
-    os.write(here, b"+\r")
-    until(b"learned in")
-    os.write(here, b"\x04")
-    assert process.wait(20) == 0
-    os.close(here)
+    with process:
+        try:
+            until(b"you>")
+            os.write(here, b"hello\r")
+            until(b"Hello!")
+            os.write(here, b"forget this\x03")
+            os.write(here, b"+\r")
+            until(b"learned in")
+            os.write(here, b"\x04")
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
+            os.close(here)
     assert b"Traceback" not in screen
     assert given(actor) == [("reward", 1.0)]

@@ -3,6 +3,7 @@
 import sys
 
 import click
+
 from turnwise_actor.__main__ import main
 
 

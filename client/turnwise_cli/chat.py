@@ -48,7 +48,7 @@ async def _chat(addresses: list[str], user: str, mode: str, token: str | None) -
         conversation = Conversation(bot, Console(), user, mode)
         try:
             await conversation.open(token)
-        except turnwise.ActorUnavailable as error:
+        except (turnwise.ActorUnavailable, turnwise.DeadlineExceeded) as error:
             where = ", ".join(addresses)
             raise click.ClickException(
                 f"no actor answers at {where}; is `turnwise up` running? {error}"
@@ -57,13 +57,13 @@ async def _chat(addresses: list[str], user: str, mode: str, token: str | None) -
             raise click.ClickException(str(error)) from error
         try:
             with contextlib.suppress(Quit):
-                await (_type(conversation) if sys.stdin.isatty() else _read(conversation))
+                await (type_lines(conversation) if sys.stdin.isatty() else _read(conversation))
         finally:
             await conversation.close()
     return 0 if sys.stdin.isatty() or not conversation.failures else 1
 
 
-async def _type(conversation: Conversation) -> None:
+async def type_lines(conversation: Conversation) -> None:
     """Lines from a keyboard; answers and news of lessons appear above what is being typed."""
     session: PromptSession[str] = PromptSession(
         completer=LineCompleter(conversation), complete_while_typing=True, bottom_toolbar=_TOOLBAR
@@ -129,9 +129,9 @@ class LineCompleter(Completer):
                 yield outcome, ""
         elif name == "slot":
             for slot in self._conversation.domain.slots.values():
-                values = {"category": slot.categories, "bool": ("true", "false")}.get(slot.type, ("",))
-                for value in values:
-                    yield f"{slot.name}={value}", slot.type
+                known = slot.categories or (("true", "false") if slot.type == "bool" else ("",))
+                for choice in known:
+                    yield f"{slot.name}={choice}", slot.type
 
 
 def _login_name() -> str:

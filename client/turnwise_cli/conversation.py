@@ -13,6 +13,8 @@ from rich.table import Table
 
 import turnwise
 
+CONNECT_TIMEOUT_S = 3.0
+"""Wait for the first answer of an actor."""
 LEARN_WAIT_S = 1.0
 """How long the person is kept curious about a lesson."""
 _ASK_AGAIN_S = 0.03
@@ -76,7 +78,7 @@ class Conversation:
         Raises:
             turnwise.TurnwiseError: No actor answers, or the token is refused.
         """
-        self.domain = await self.bot.domain()
+        self.domain = await self.bot.domain(timeout=CONNECT_TIMEOUT_S)
         if token is not None:
             await self._enter(self.bot.resume(token))
         going_on = f"going on with {self._talk.id}" if self._talk is not None else f"mode {self.mode}"

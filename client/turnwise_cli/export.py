@@ -113,7 +113,8 @@ def _observation(observation: dialogue_pb2.Observation) -> dict[str, Json]:
 
 
 def _floats(data: bytes) -> list[float]:
-    return list(struct.unpack(f"<{len(data) // 4}f", data))
+    # seven digits tell any two float32 apart that people would: 0.1 stays 0.1
+    return [float(f"{value:.7g}") for value in struct.unpack(f"<{len(data) // 4}f", data)]
 
 
 def _cell(value: Json) -> str | int | float | bool | None:

@@ -26,16 +26,13 @@ class ResumePoint:
     version: str
     """The policy version that the checkpoint holds; empty without one."""
     journal_cursor: int
+    facts_to_replay: int
+    """Those after the checkpoint's cursor; fewer than the cursors differ by, which leave gaps."""
     last_generation: int
     generations: tuple[str, ...]
     """One line each, oldest first."""
     problems: tuple[str, ...]
     """What is wrong with LATEST or with the checkpoint."""
-
-    @property
-    def facts_to_replay(self) -> int:
-        """At most: what lies between the checkpoint's cursor and the journal's."""
-        return max(0, self.journal_cursor - self.cursor)
 
 
 def resume_point(data: Path, journal: JournalReader) -> ResumePoint:
@@ -54,6 +51,7 @@ def resume_point(data: Path, journal: JournalReader) -> ResumePoint:
         updates=int(manifest.get("updates", 0)),
         version=str(manifest.get("version", "")),
         journal_cursor=last,
+        facts_to_replay=_facts_after(journal_path(data), cursor),
         last_generation=journal.last_generation(),
         generations=_generations(journal_path(data)),
         problems=tuple(problems),
@@ -87,11 +85,19 @@ def _manifest(path: Path) -> dict[str, Any]:
     return manifest if isinstance(manifest, dict) else {}
 
 
+def _facts_after(path: Path, cursor: int) -> int:
+    [(count,)] = _read(path, "SELECT count(*) FROM facts WHERE seq > ?", cursor)
+    return int(count)
+
+
 def _generations(path: Path) -> tuple[str, ...]:
-    with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
-        query = "SELECT generation, cause, started_ms FROM generations ORDER BY generation"
-        rows = connection.execute(query).fetchall()
+    rows = _read(path, "SELECT generation, cause, started_ms FROM generations ORDER BY generation")
     return tuple(f"generation {number}: {cause}, {_time(started)}" for number, cause, started in rows)
+
+
+def _read(path: Path, query: str, *parameters: int) -> list[Any]:
+    with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+        return connection.execute(query, parameters).fetchall()
 
 
 def _time(milliseconds: int) -> str:

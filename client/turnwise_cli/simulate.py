@@ -8,6 +8,7 @@ import random
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 import click
 from rich.console import Console
@@ -125,12 +126,12 @@ class Crowd:
             self._next_turn = max(self._next_turn + 1 / self.rate, now)
             await asyncio.sleep(self._next_turn - now)
 
-    def _seen(self, number: int, domain: turnwise.Domain) -> dict[str, object]:
+    def _seen(self, number: int, domain: turnwise.Domain) -> dict[str, Any]:
         chance = random.Random(f"{self.seed}:phrase:{number}")
-        seen: dict[str, object] = {}
+        seen: dict[str, Any] = {}
         if domain.text:
             seen["text"] = " ".join(chance.choices(_WORDS, k=4))
-        slots: dict[str, object] = {}
+        slots: dict[str, str | float | bool] = {}
         for slot in domain.slots.values():
             if slot.type == "category":
                 slots[slot.name] = chance.choice(slot.categories)

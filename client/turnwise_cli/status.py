@@ -153,7 +153,9 @@ def _facts(status: training_pb2.LearnerStatus, address: str, now: int) -> Table:
 
 
 def _actors(status: training_pb2.LearnerStatus, now: int) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title="actors", title_justify="left", title_style="bold")
+    table = Table(
+        box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title="actors", title_justify="left", title_style="bold"
+    )
     for name in (
         "address",
         "state",
@@ -161,9 +163,9 @@ def _actors(status: training_pb2.LearnerStatus, now: int) -> Table:
         "behind",
         "turns",
         "pending",
-        "spooled",
+        "spool",
         "streams",
-        "last seen",
+        "seen",
     ):
         right = name in ("behind", "turns", "pending", "streams")
         table.add_column(name, justify="right" if right else "left", no_wrap=name == "address")
@@ -179,7 +181,7 @@ def _actors(status: training_pb2.LearnerStatus, now: int) -> Table:
             f"{report.pending_facts:,}",
             _bytes(report.spooled_bytes),
             f"{report.streams:,}",
-            f"{age(now - actor.last_seen_ms)} ago",
+            age(now - actor.last_seen_ms),
         )
     return table
 

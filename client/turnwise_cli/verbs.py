@@ -32,7 +32,7 @@ VERBS = {
     "resume-report": Verb("resume_report", "Tell what a restart would continue from."),
     "ledger": Verb("ledger", "Check that every turn in the journal is accounted for."),
     "export": Verb("export", "Write the journal's facts to the standard output."),
-    "check": Verb("check", "Check a domain file.", "actor"),
+    "check": Verb("check", "Check a domain file: errors, warnings, and the size of what it makes.", "actor"),
     "actor": Verb("actor", "Run one actor.", "actor"),
     "learner": Verb("learner", "Run the learner.", "learner"),
     "completion": Verb("completion", "Print the shell's completion script."),

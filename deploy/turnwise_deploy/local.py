@@ -7,6 +7,7 @@ import contextlib
 import importlib.util
 import logging
 import os
+import signal
 import socket
 import threading
 import time
@@ -26,6 +27,8 @@ Say = Callable[[str], None]
 
 _WATCH_EVERY_S = 0.05
 _READY_EVERY_S = 0.1
+_PEACEFUL = (None, os.EX_OK, os.EX_TEMPFAIL, -signal.SIGTERM)
+"""Ends after SIGTERM that need no words of their own."""
 _REFUSALS = (2, os.EX_CONFIG)
 """Exit codes of a process that refuses its arguments or its files: starting it again is of no use."""
 
@@ -290,7 +293,7 @@ class LocalDeployment:
             child.terminate()
         while any(child.pid is not None for child in children) and not self._killing.is_set():
             for child in children:
-                if (code := child.poll()) not in (None, 0, 75, -15):
+                if (code := child.poll()) not in _PEACEFUL:
                     self.say(f"the {child.name} {_ended(code or 0)} at the end (see {child.log})")
             if time.monotonic() > deadline:
                 late = ", ".join(child.name for child in children if child.pid is not None)

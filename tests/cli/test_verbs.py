@@ -20,9 +20,7 @@ PARTS = [str(REPOSITORY / part) for part in ("client", "actor", "learner", "depl
 def turnwise(*arguments, python=sys.executable):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(PARTS)}
     command = [python, "-m", "turnwise_cli", *arguments]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=timeout, env=environment, **options
-    )
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, env=environment)
 
 
 @pytest.mark.parametrize("name", VERBS)

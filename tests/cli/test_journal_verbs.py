@@ -1,0 +1,209 @@
+"""The verbs that read the journal alone: ledger, export, resume-report."""
+
+import csv
+import io
+import json
+import sqlite3
+import struct
+from contextlib import closing
+
+import pytest
+from click.testing import CliRunner
+
+from turnwise.v1 import dialogue_pb2, training_pb2
+from turnwise_cli.verbs import cli
+from turnwise_learner.journal import KINDS, create_schema, journal_path
+
+DOMAIN = {"actions": [{"id": "greet"}, {"id": "ask_size"}, {"id": "bye"}]}
+
+
+class Journal:
+    """A journal written by hand."""
+
+    def __init__(self, data):
+        self.data = data
+        with closing(self._open()) as connection:
+            create_schema(connection)
+            connection.execute("INSERT INTO domains VALUES ('f00d', ?, 0)", (json.dumps(DOMAIN),))
+            connection.execute("INSERT INTO generations VALUES (1, 'start', 0), (2, 'resume', 1000)")
+            self.id = connection.execute("SELECT value FROM meta WHERE name = 'journal_id'").fetchone()[0]
+
+    def _open(self):
+        return sqlite3.connect(journal_path(self.data), isolation_level=None)
+
+    def add(self, key, dialogue_id="talk", **kind):
+        fact = training_pb2.Fact(key=key, dialogue_id=dialogue_id, time_ms=1_700_000_000_000, **kind)
+        name = fact.WhichOneof("kind")
+        row = (key, dialogue_id, KINDS[name], fact.time_ms, "here:1", fact.SerializeToString())
+        with closing(self._open()) as connection:
+            connection.execute(
+                "INSERT INTO facts (key, dialogue_id, kind, time_ms, actor, body) VALUES (?, ?, ?, ?, ?, ?)",
+                row,
+            )
+
+    def decide(self, name, parent="", index=0, dialogue_id="talk", **more):
+        decided = training_pb2.Decided(
+            decision_id=name, parent_id=parent, index=index, action="greet", **more
+        )
+        self.add(f"d:{name}", dialogue_id, decided=decided)
+
+    def rate(self, key, decision_id, revision, teacher="ann", **kind):
+        feedback = training_pb2.Feedback(
+            feedback_id=key, decision_id=decision_id, teacher=teacher, revision=revision, **kind
+        )
+        self.add(f"f:{key}", feedback=feedback)
+
+    def run(self, verb, *options):
+        return CliRunner().invoke(cli, [verb, "--data", str(self.data), *options], standalone_mode=False)
+
+
+@pytest.fixture
+def journal(tmp_path):
+    journal = Journal(tmp_path)
+    journal.add("s:talk", started=training_pb2.Started(user="ann"))
+    return journal
+
+
+def counts(result):
+    rows = [line.split() for line in result.output.splitlines() if line.split()[-1:][0].isdigit()]
+    return {" ".join(row[:-1]): int(row[-1]) for row in rows}
+
+
+def test_a_ledger_that_closes_says_so(journal):
+    journal.decide("a")
+    journal.decide("b", parent="a", index=1)
+    journal.decide("c", parent="b", index=2)
+    journal.decide("b2", parent="a", index=1)  # of a retry: never confirmed
+    how = training_pb2.Delivered.OVERRIDDEN
+    journal.add("v:1", delivered=training_pb2.Delivered(decision_id="b", how=how, action="bye", revision=1))
+    journal.rate("1", "a", 1, reward=1.0)
+    journal.rate("2", "a", 2, reward=-1.0)
+    journal.rate("3", "a", 3, correction="bye")
+    journal.rate("4", "b", 1, reward=1.0)
+    journal.rate("5", "b", 2, retraction=True)
+    journal.rate("6", "b", 1, teacher="bob", comment_only=True)
+    journal.add("e:talk:c", ended=training_pb2.Ended(decision_id="c", outcome="success", terminated=True))
+    result = journal.run("ledger")
+    assert result.return_value == 0, result.output
+    assert "closed: every turn is accounted for" in result.output
+    told = counts(result)
+    expected = {"decided": 4, "confirmed": 3, "shown": 2, "overridden": 1, "dropped": 0, "unconfirmed": 1}
+    expected |= {"feedback": 6, "rewards": 1, "corrections": 1, "superseded": 1, "retracted": 1}
+    expected |= {"retractions": 1, "comments": 1, "rated": 1, "ended": 1, "dialogues": 1}
+    assert {name: told[name] for name in expected} == expected
+
+
+def test_facts_may_lie_in_any_order(journal):
+    journal.rate("1", "a", 1, reward=1.0)
+    journal.decide("b", parent="a", index=1)
+    journal.decide("a")
+    assert journal.run("ledger").return_value == 0
+
+
+@pytest.mark.parametrize(
+    ("write", "told"),
+    [
+        (lambda j: j.decide("b", parent="gone", index=1), "names decision gone, which is not in the journal"),
+        (lambda j: (j.decide("a"), j.decide("c", parent="a", index=2)), "follows turn 0: a gap in the turns"),
+        (lambda j: j.decide("c", index=2), "has no parent; wanted only of turn 0"),
+        (lambda j: j.rate("1", "gone", 1, reward=1.0), "feedback in dialogue talk names decision gone"),
+        (lambda j: j.decide("x", dialogue_id="other"), "whose start is not in the journal"),
+    ],
+)
+def test_a_ledger_that_does_not_close_names_what(journal, write, told):
+    write(journal)
+    result = journal.run("ledger")
+    assert result.return_value == 1
+    assert told in result.output
+
+
+def test_export_gives_one_json_a_fact_with_names_for_bits_and_bytes(journal):
+    seen = dialogue_pb2.Observation(text="hé", features=struct.pack("<2f", 0.1, -2))
+    seen.slots.add(name="vip", flag=True)
+    journal.decide(
+        "a",
+        observation=seen,
+        allowed=bytes([0b101]),
+        probabilities=struct.pack("<3f", 0.25, 0, 0.75),
+        domain_fingerprint="f00d",
+        policy_version=dialogue_pb2.PolicyVersion(generation=3, number=17),
+        mode=dialogue_pb2.SERVE,
+    )
+    lines = [json.loads(line) for line in journal.run("export").output.splitlines()]
+    assert [line["fact"] for line in lines] == ["started", "decided"]
+    wanted = {
+        "seq": 2,
+        "time": "2023-11-14T22:13:20.000+00:00",
+        "text": "hé",
+        "slots": {"vip": True},
+        "features": [0.1, -2.0],
+        "allowed": ["greet", "bye"],
+        "probabilities": {"greet": 0.25, "ask_size": 0.0, "bye": 0.75},
+        "policy_version": "3.17",
+        "mode": "SERVE",
+        "action": "greet",
+    }
+    assert {name: lines[1][name] for name in wanted} == wanted
+
+
+def test_export_writes_csv_and_can_begin_after_a_cursor(journal):
+    journal.rate("1", "a", 7, reward=0.5, comment="nice, really")
+    [row] = csv.DictReader(io.StringIO(journal.run("export", "--format", "csv", "--after", "1").output))
+    assert (row["fact"], row["reward"], row["comment"], row["teacher"]) == (
+        "feedback",
+        "0.5",
+        "nice, really",
+        "ann",
+    )
+
+
+def checkpoint(journal, name, cursor, journal_id=None, latest=True):
+    folder = journal.data / "checkpoints" / name
+    folder.mkdir(parents=True)
+    manifest = {"journal_id": journal_id or journal.id, "journal_cursor": cursor, "updates": 80}
+    (folder / "turnwise.json").write_text(json.dumps(manifest | {"version": "2.5", "saved_ms": 1}))
+    if latest:
+        (folder.parent / "LATEST").write_text(name)
+
+
+def test_resume_report_without_a_checkpoint_replays_everything(journal):
+    journal.decide("a")
+    result = journal.run("resume-report")
+    assert result.return_value == 0
+    told = counts(result)
+    assert told["facts to replay"] == 2
+    assert told["next generation"] == 3
+
+
+def test_resume_report_names_the_checkpoint_and_what_comes_after(journal):
+    checkpoint(journal, "step-80", cursor=1)
+    journal.decide("a")
+    result = journal.run("resume-report")
+    assert result.return_value == 0
+    assert "step-80" in result.output
+    assert "2.5" in result.output
+    told = counts(result)
+    assert (told["its cursor"], told["journal cursor"], told["facts to replay"]) == (1, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"cursor": 99}, "learned through 99, but the journal ends at 1"),
+        ({"cursor": 1, "journal_id": "another"}, "belongs to journal another"),
+    ],
+)
+def test_resume_report_tells_when_a_checkpoint_is_not_of_this_journal(journal, options, told):
+    checkpoint(journal, "step-80", **options)
+    result = journal.run("resume-report")
+    assert result.return_value == 1
+    assert told in result.output
+
+
+def test_resume_report_tells_when_latest_names_nothing_and_what_is_there_instead(journal):
+    checkpoint(journal, "step-80", cursor=1, latest=False)
+    (journal.data / "checkpoints" / "LATEST").write_text("step-90")
+    result = journal.run("resume-report")
+    assert result.return_value == 1
+    assert "LATEST names step-90" in result.output
+    assert "step-80" in result.output

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.e2e.deployment import deployed, eventually, journal_rows, status, wait_learned
 
 import turnwise
+from tests.e2e.deployment import deployed, eventually, journal_rows, status, wait_learned
 from turnwise_deploy.local import LocalDeployment
 
 pytestmark = pytest.mark.timeout(180)

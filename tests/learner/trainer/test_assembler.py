@@ -6,8 +6,8 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.learner.trainer.facts import Journal, make_domain
 
+from tests.learner.trainer.facts import Journal, make_domain
 from turnwise_actor.policy import Domain
 from turnwise_learner.trainer.assembler import Assembler
 from turnwise_learner.trainer.turns import Change, TurnRecord

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tests.learner.trainer.facts import Journal, make_domain
 from turnwise.v1 import dialogue_pb2
 from turnwise_learner.trainer.assembler import Assembler

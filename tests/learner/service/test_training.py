@@ -67,6 +67,20 @@ async def test_draining_answers_what_was_read_then_ends_the_stream(config, make_
         assert "stopping" in (caught.value.details() or "")
 
 
+async def test_a_journal_that_cannot_commit_ends_the_stream_and_takes_the_facts_later(
+    send, make_facts, service
+):
+    await send(make_facts("a", 1))
+    await service.journal.submit(lambda c: c.execute("PRAGMA max_page_count = 1").fetchall())
+    with pytest.raises(grpc.aio.AioRpcError, match="could not commit") as caught:
+        await send(make_facts("b", 500))
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    await service.journal.submit(lambda c: c.execute("PRAGMA max_page_count = 1000000").fetchall())
+    (ack,) = await send(make_facts("b", 500))
+    assert ack.cursor == service.journal.last_cursor
+    assert sum(service.journal.counts.values()) == 503
+
+
 async def watch(training, count: int, **request) -> list[bytes]:
     """The next whole files of a WatchPolicy stream."""
     files, data = [], b""
@@ -114,7 +128,6 @@ async def test_a_slow_subscriber_skips_the_versions_that_came_meanwhile(training
     first = await call.read()
     for number in range(2, 30):
         service.broadcast.put(on_air(1, number, size))
-        await asyncio.sleep(0)
     versions = [first.version.number]
     while versions[-1] != 29:
         versions.append((await call.read()).version.number)

@@ -72,7 +72,7 @@ class Observation(google.protobuf.message.Message):
     text: builtins.str
     """The person's words. Absent and empty are different: absent means "no text"."""
     features: builtins.bytes
-    """Little-endian float32, exactly `state.features` of them. No NaN, no infinity."""
+    """Little-endian float32, exactly `state.features` of them, each at most 1e6 in size. No NaN, no infinity."""
     @property
     def slots(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Slot]:
         """At most one entry a name. Slots not named are absent."""

@@ -371,7 +371,7 @@ class Ack(google.protobuf.message.Message):
     epoch: builtins.int
     """The journal's epoch: grows with every start of the service."""
     cursor: builtins.int
-    """Journal position of the last fact of the batch, whether it was new or known."""
+    """The highest journal position among the facts of the batch, new or known; without facts, the journal's end."""
     @property
     def refused(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Refused]:
         """Keys of facts that can never be journaled (malformed), with the reason; drop them."""
@@ -1058,6 +1058,8 @@ global___TrainerReport = TrainerReport
 
 @typing.final
 class TrainerCommand(google.protobuf.message.Message):
+    """After `welcome`, what an operator has ordered before (pause, exploration) comes again as commands with ids."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     ID_FIELD_NUMBER: builtins.int

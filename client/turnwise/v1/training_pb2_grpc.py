@@ -65,7 +65,7 @@ class TrainingServicer(object):
 
     def WatchPolicy(self, request, context):
         """The newest policy at once if it is newer than `have`, then each new one, newest only: versions that
-        came while one was on its way are skipped.
+        came while one was on its way are skipped. FAILED_PRECONDITION: the actor's domain is not the learner's.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -567,7 +567,8 @@ class TrainerServicer(object):
     """
 
     def Attach(self, request_iterator, context):
-        """Missing associated documentation comment in .proto file."""
+        """ABORTED: a newer trainer has attached. FAILED_PRECONDITION, INVALID_ARGUMENT: final, the message says why.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')

@@ -36,7 +36,7 @@ class TrainingStub:
         turnwise.v1.training_pb2.PolicyChunk,
     ]
     """The newest policy at once if it is newer than `have`, then each new one, newest only: versions that
-    came while one was on its way are skipped.
+    came while one was on its way are skipped. FAILED_PRECONDITION: the actor's domain is not the learner's.
     """
 
 class TrainingAsyncStub:
@@ -57,7 +57,7 @@ class TrainingAsyncStub:
         turnwise.v1.training_pb2.PolicyChunk,
     ]
     """The newest policy at once if it is newer than `have`, then each new one, newest only: versions that
-    came while one was on its way are skipped.
+    came while one was on its way are skipped. FAILED_PRECONDITION: the actor's domain is not the learner's.
     """
 
 class TrainingServicer(metaclass=abc.ABCMeta):
@@ -82,7 +82,7 @@ class TrainingServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[turnwise.v1.training_pb2.PolicyChunk], collections.abc.AsyncIterator[turnwise.v1.training_pb2.PolicyChunk]]:
         """The newest policy at once if it is newer than `have`, then each new one, newest only: versions that
-        came while one was on its way are skipped.
+        came while one was on its way are skipped. FAILED_PRECONDITION: the actor's domain is not the learner's.
         """
 
 def add_TrainingServicer_to_server(servicer: TrainingServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
@@ -264,6 +264,7 @@ class TrainerStub:
         turnwise.v1.training_pb2.TrainerMessage,
         turnwise.v1.training_pb2.TrainerCommand,
     ]
+    """ABORTED: a newer trainer has attached. FAILED_PRECONDITION, INVALID_ARGUMENT: final, the message says why."""
 
 class TrainerAsyncStub:
     """---------------------------------------------------------------------------------------------
@@ -275,6 +276,7 @@ class TrainerAsyncStub:
         turnwise.v1.training_pb2.TrainerMessage,
         turnwise.v1.training_pb2.TrainerCommand,
     ]
+    """ABORTED: a newer trainer has attached. FAILED_PRECONDITION, INVALID_ARGUMENT: final, the message says why."""
 
 class TrainerServicer(metaclass=abc.ABCMeta):
     """---------------------------------------------------------------------------------------------
@@ -287,6 +289,7 @@ class TrainerServicer(metaclass=abc.ABCMeta):
         self,
         request_iterator: _MaybeAsyncIterator[turnwise.v1.training_pb2.TrainerMessage],
         context: _ServicerContext,
-    ) -> typing.Union[collections.abc.Iterator[turnwise.v1.training_pb2.TrainerCommand], collections.abc.AsyncIterator[turnwise.v1.training_pb2.TrainerCommand]]: ...
+    ) -> typing.Union[collections.abc.Iterator[turnwise.v1.training_pb2.TrainerCommand], collections.abc.AsyncIterator[turnwise.v1.training_pb2.TrainerCommand]]:
+        """ABORTED: a newer trainer has attached. FAILED_PRECONDITION, INVALID_ARGUMENT: final, the message says why."""
 
 def add_TrainerServicer_to_server(servicer: TrainerServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

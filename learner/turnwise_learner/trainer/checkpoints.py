@@ -34,6 +34,8 @@ class Manifest:
     version: str
     """The policy version that it holds, "generation.number"."""
     domain_fingerprint: str
+    network: str
+    """The network's shape, a NetworkSpec as JSON."""
     saved_ms: int
     pinned: bool = False
 
@@ -67,6 +69,7 @@ class CheckpointFolder:
             journal_cursor=algorithm.env_runner.cursor,
             version=str(version),
             domain_fingerprint=fingerprint,
+            network=algorithm.module.spec.to_json(),
             saved_ms=time.time_ns() // 1_000_000,
             pinned=pin,
         )

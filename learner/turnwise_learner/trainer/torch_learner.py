@@ -7,9 +7,10 @@ For a batch of turns (B rows, A actions; <bool> masks; columns named in `Columns
     L_td     = mean_i  w_i * loss(Q(s_i, a_i) - target_i)            over rows with a return to learn
     L_anchor = mean_i  k * mean_{a allowed, untaken, uncorrected} (Q(s_i, a) - boot_i - untried)^2
     L_x      = mean_i  sum_{x corrected} (Q(s_i, x) - boot_i - c_x)^2
-    L_margin = mean_i  max_a [Q(s_i, a) + m 1{a not corrected}] - max_{x corrected} Q(s_i, x)   over a set: DQfD,
-               arXiv:1704.03732, eq. 3
+    L_margin = mean_i  max_a [Q(s_i, a) + m 1{a not corrected}] - max_{x corrected} Q(s_i, x)
     L        = L_td + L_anchor + correction_weight * (L_x + L_margin)
+
+L_margin is the large-margin loss of DQfD (arXiv:1704.03732, eq. 3), taken against a set of right actions.
 
 The anchor is what makes greedy acting explore: an untried action stays at the value of "untried", a wrong
 one falls below it. Without it, generalisation drags untried actions under the least bad tried one.

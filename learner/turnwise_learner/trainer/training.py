@@ -29,6 +29,8 @@ logger = logging.getLogger("turnwise.trainer")
 
 _WELCOME_TIMEOUT_S = 60.0
 _RATE_WINDOW_S = 0.4
+_NAMED_COUNTERS = {"turns", "rated_turns", "lessons", "ended"}
+"""Those that a report has fields for, or that the service counts."""
 
 
 def start_ray() -> None:
@@ -93,12 +95,15 @@ class Training:
         algorithm = self._build()
         for checkpoint in self._checkpoints.newest_first():
             self._check(checkpoint)
-            if checkpoint.manifest.domain_fingerprint != self._domain.fingerprint:
+            manifest = checkpoint.manifest
+            shape = (self._domain.fingerprint, algorithm.module.spec.to_json())
+            if (manifest.domain_fingerprint, manifest.network) != shape:
                 logger.warning(
-                    "checkpoint %s was trained on another state or other actions (domain %s, now %s)",
+                    "checkpoint %s was trained on another domain or network: %s %s, now %s %s",
                     checkpoint.path.name,
-                    checkpoint.manifest.domain_fingerprint,
-                    self._domain.fingerprint,
+                    manifest.domain_fingerprint,
+                    manifest.network,
+                    *shape,
                 )
                 continue
             try:
@@ -139,6 +144,8 @@ class Training:
         """Loops until stopped, then saves a checkpoint."""
         self._publish("resume" if self._last_checkpoint else "start")
         while not self._stop.is_set():
+            if self._link.refused:
+                raise ConnectionRefusedError(f"the service refuses this trainer: {self._link.refused}")
             self._run_commands()
             self.algorithm.train()
             self._publish_if_due()
@@ -279,7 +286,7 @@ class Training:
             mean_abs_td_error=algorithm.learner.last_losses.get("td_error_mean", 0.0),
             skipped_batches=algorithm.learner.skipped_batches,
             exploration=_wire_exploration(self._exploration),
-            counters={name: count for name, count in counters.items() if count > 0},
+            counters={k: count for k, count in counters.items() if count > 0 and k not in _NAMED_COUNTERS},
             pid=os.getpid(),
             started_ms=self._started_ms,
             updates_per_s=self._rate.of(updates),

@@ -138,9 +138,9 @@ class Uplink:
     # What callers do.
 
     def add(self, facts: Iterable[training_pb2.Fact]) -> None:
-        """Sends facts on, those excepted that are settled or on their way.
+        """Sends facts on, except those that are settled or on their way.
 
-        Memory at twice its bound, because the disk is full or slow, takes none: they are left in their tokens,
+        Memory at twice its bound, the disk being full or slow, takes none: they are left in their tokens,
         and whoever waits for them hears that they are not recorded.
         """
         room = 2 * self._config.max_pending_facts - len(self._pending)
@@ -328,7 +328,7 @@ class Uplink:
                 # An empty batch first: facts go only where somebody answers.
                 if not stream.sequence:
                     await self._send_batch(stream, [], segment=None)
-            elif len(stream.in_flight) < self._config.max_batches_in_flight:
+            elif self._may_send(stream):
                 await self._prepare_replay(stream)
                 if self._send_is_due(stream):
                     await self._send_batch(stream, self._next_live(), segment=None)
@@ -341,15 +341,24 @@ class Uplink:
                     continue
             await self._wait_for_work(stream)
 
+    def _may_send(self, stream: _Stream) -> bool:
+        return len(stream.in_flight) < self._config.max_batches_in_flight
+
     def _send_is_due(self, stream: _Stream) -> bool:
         return bool(self._queue) or self._report_now or time.monotonic() >= stream.report_due_at
 
     async def _wait_for_work(self, stream: _Stream) -> None:
+        """Until there is something to send, or a report is due."""
+        # Not asyncio.wait_for: before Python 3.12 it may swallow the cancellation that ends this task.
+        timer = None
+        if self._connected and self._may_send(stream):
+            pause_s = stream.report_due_at - time.monotonic()
+            timer = asyncio.get_running_loop().call_later(max(pause_s, 0.0), self._wake.set)
         try:
-            pause_s = max(stream.report_due_at - time.monotonic(), 0.01)
-            await asyncio.wait_for(self._wake.wait(), pause_s)
-        except asyncio.TimeoutError:
-            pass
+            await self._wake.wait()
+        finally:
+            if timer is not None:
+                timer.cancel()
 
     def _next_live(self) -> list[training_pb2.Fact]:
         facts: list[training_pb2.Fact] = []

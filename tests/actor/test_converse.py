@@ -172,7 +172,7 @@ async def test_a_draining_actor_moves_its_streams_and_refuses_new_calls(
 
 
 async def test_a_broken_connection_loses_no_fact(new_actor: ActorFactory, learner: LearnerEnd) -> None:
-    actor, bot = await new_actor()
+    actor, _ = await new_actor()
     await eventually(lambda: actor.uplink.connected)
     learner.answering.clear()
     channel = grpc.aio.insecure_channel(actor.address)

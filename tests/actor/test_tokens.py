@@ -95,7 +95,7 @@ async def test_a_forged_key_of_the_same_name_is_no_use(
 async def test_an_expired_token_is_refused_by_act_alone_and_its_facts_are_journaled(
     new_actor: ActorFactory, learner: LearnerEnd, tokens: Tokens
 ) -> None:
-    (first, one), (_, other) = await new_actor(learner_address="127.0.0.1:1"), await new_actor()
+    (_, one), (_, other) = await new_actor(learner_address="127.0.0.1:1"), await new_actor()
     turn = await one.act((await one.start("d1")).token)
     expired = aged(tokens, turn.token, 91 * DAY_S)
     told = await refusal(other.act(expired))

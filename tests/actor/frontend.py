@@ -6,7 +6,7 @@ import itertools
 import struct
 from collections.abc import Awaitable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import grpc.aio
@@ -69,7 +69,7 @@ async def refusal(call: Awaitable[Any]) -> Refusal:
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await call
     error = refused.value
-    metadata = dict(error.trailing_metadata() or ())
+    metadata: dict[str, Any] = dict(cast("Any", error.trailing_metadata()))
     told = read_status(status_pb2.Status.FromString(metadata["grpc-status-details-bin"]))
     assert (told.code, told.message) == (error.code().name, error.details())
     return told

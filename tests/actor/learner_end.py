@@ -12,6 +12,7 @@ import grpc.aio
 from turnwise.v1 import training_pb2
 from turnwise.v1.training_pb2_grpc import TrainingServicer, add_TrainingServicer_to_server
 from turnwise_actor.policy import Policy, PolicyVersion
+from turnwise_actor.weights import version_message
 
 CHUNK_BYTES = 16 * 1024
 
@@ -98,7 +99,7 @@ def chunks_of(policy: Policy) -> list[training_pb2.PolicyChunk]:
     data = policy.to_bytes()
     return [
         training_pb2.PolicyChunk(
-            version={"generation": policy.version.generation, "number": policy.version.number},
+            version=version_message(policy.version),
             learned_through=policy.learned_through,
             offset=offset,
             total=len(data),

@@ -81,7 +81,7 @@ async def new_process(config: ActorConfig, tmp_path: Path) -> AsyncIterator[Proc
 
     yield start
     for each in started:
-        await each.channel.close()
+        await each.channel.close(None)
         if each.process.returncode is None:
             each.process.kill()
             await each.process.wait()

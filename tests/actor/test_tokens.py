@@ -211,13 +211,9 @@ async def test_settled_facts_leave_the_token(
     _, bot = await new_actor()
     turn = await bot.act((await bot.start("d1")).token)
     await eventually(lambda: len(learner.facts) == 2)
-    later = await eventually_settled(bot, tokens, turn.token)
-    assert [fact.WhichOneof("kind") for fact in later] == ["decided"]
-
-
-async def eventually_settled(bot: Frontend, tokens: Tokens, token: bytes) -> list[object]:
+    unsettled = tokens.open(turn.token).state.unsettled
     for _ in range(50):
-        unsettled = tokens.open((await bot.act(token)).token).state.unsettled
+        unsettled = tokens.open((await bot.act(turn.token)).token).state.unsettled
         if len(unsettled) == 1:
             break
-    return list(unsettled)
+    assert [fact.WhichOneof("kind") for fact in unsettled] == ["decided"]

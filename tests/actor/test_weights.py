@@ -17,7 +17,7 @@ from turnwise_actor.weights import (
     receive_policies,
 )
 
-from .conftest import DOMAIN, ActorFactory, eventually, make_policy
+from .conftest import DOMAIN, ActorFactory, eventually, make_policy, version_in_force
 from .learner_end import LearnerEnd, chunks_of
 
 
@@ -102,11 +102,11 @@ async def test_policies_come_again_after_the_learner_was_away(
 ) -> None:
     actor, _ = await new_actor()
     await learner.publish(make_policy(domain, "1.2"))
-    await eventually(lambda: str(actor.policies.current.version) == "1.2")
+    await eventually(lambda: version_in_force(actor) == "1.2")
     await learner.stop()
     await learner.publish(make_policy(domain, "2.1"))
     await learner.start()
-    await eventually(lambda: str(actor.policies.current.version) == "2.1")
+    await eventually(lambda: version_in_force(actor) == "2.1")
     await eventually(lambda: learner.reports[-1].policy_version.generation == 2)
 
 
@@ -119,4 +119,4 @@ async def test_an_unfit_policy_from_the_learner_is_told_of_and_the_next_is_taken
         await learner.publish(unfit)
         await eventually(lambda: "0123456789abcdef" in caplog.text)
     await learner.publish(make_policy(domain, "1.3"))
-    await eventually(lambda: str(actor.policies.current.version) == "1.3")
+    await eventually(lambda: version_in_force(actor) == "1.3")

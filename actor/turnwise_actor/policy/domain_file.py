@@ -1,7 +1,7 @@
 """Reading a domain file: strict YAML or JSON into plain values, and `Node`, which checks them.
 
 YAML is read by its 1.2 core rules, because those of 1.1 bite here: a category `no` stays a word, `3e-3`
-is a number, `2026-01-01` is a string. Duplicate keys are refused.
+is a number, `2026-01-01` is a string.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 import yaml
 
-DURATION = "a duration such as 30m, 90s, 2h or 1h30m; a number alone counts seconds"
+DURATION = "a duration such as 30m, 90s, 2h or 1h30m, at most 365d; a number alone counts seconds"
+_YEAR_S = 365 * 86400.0
 _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h|d))+")
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
@@ -110,7 +111,8 @@ class Node:
             scalar = isinstance(self.value, int | float)
             self.problem(f'{wanted}; write it in quotes: "{self.value}"' if scalar else wanted)
             return ""
-        if not self.value.strip() or (pattern is not None and not pattern.fullmatch(self.value)):
+        fits = self.value.strip() if pattern is None else pattern.fullmatch(self.value)
+        if not fits or not _encodable(self.value):
             self.problem(wanted)
             return ""
         return self.value
@@ -118,7 +120,7 @@ class Node:
     def number(self, wanted: str, lo: float = -math.inf, hi: float = math.inf) -> float:
         """This value as a finite number in [lo, hi]; NaN where it is not one."""
         value = self.value
-        if isinstance(value, bool) or not isinstance(value, int | float) or not _finite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not is_finite(value):
             self.problem(wanted)
             return math.nan
         if not lo <= value <= hi:
@@ -143,17 +145,17 @@ class Node:
 
     def duration_s(self) -> float:
         """This value as seconds: `30m`, `1h30m`, `90`."""
-        value = self.value
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return self.number(DURATION, lo=0.0)
-        if isinstance(value, str):
-            word = value.replace(" ", "")
-            if _NUMBER.fullmatch(word):
-                return float(word)
-            if _DURATION.fullmatch(word):
-                return sum(float(n) * _UNIT_S[unit] for n, unit in _DURATION_PART.findall(word))
-        self.problem(DURATION)
-        return math.nan
+        if not isinstance(self.value, str):
+            return self.number(DURATION, 0.0, _YEAR_S)
+        word, seconds = self.value.replace(" ", ""), math.nan
+        if _NUMBER.fullmatch(word):
+            seconds = float(word)
+        elif _DURATION.fullmatch(word):
+            seconds = sum(float(n) * _UNIT_S[unit] for n, unit in _DURATION_PART.findall(word))
+        if not seconds <= _YEAR_S:
+            self.problem(DURATION)
+            return math.nan
+        return seconds
 
     def _at(self, key: object, value: Any = None) -> Node:
         return Node(value, f"{self.path}.{key}" if self.path else str(key), self.problems)
@@ -172,11 +174,13 @@ def parse(text: str, source: str, syntax: Literal["yaml", "json"]) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "domain"
-        raise DomainError(
-            [Problem(where, error.problem or "a syntax error", "valid YAML")], source
-        ) from error
+        raise _unreadable(where, error.problem, syntax, source) from error
     except (ValueError, yaml.YAMLError, RecursionError) as error:
-        raise DomainError([Problem("domain", str(error), f"valid {syntax.upper()}")], source) from error
+        raise _unreadable("domain", error, syntax, source) from error
+
+
+def _unreadable(where: str, reason: object, syntax: str, source: str) -> DomainError:
+    return DomainError([Problem(where, f"unreadable text ({reason})", f"valid {syntax.upper()}")], source)
 
 
 def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -188,15 +192,21 @@ def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class _CoreLoader(yaml.SafeLoader):
-    """YAML 1.2 core types, no others; duplicate keys are errors."""
+    """YAML 1.2 core types, no others. Duplicate keys and aliases (which may be endless) are errors."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.MarkedYAMLError(problem="an alias", problem_mark=mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
-            if key is not None and key != "<<" and key in seen:
+            if key is not None and key in seen:
                 raise yaml.MarkedYAMLError(problem=f"the key {key!r} twice", problem_mark=key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
@@ -212,14 +222,23 @@ _core("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF")
 _core("int", r"^[-+]?(?:0|[1-9][0-9]*)$", "-+0123456789")
 _core("float", r"^[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?$", "-+0123456789.")
 _core("float", r"^(?:[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$", "-+.")
-_core("merge", r"^<<$", "<")
 
 
-def _finite(value: float) -> bool:
+def is_finite(value: Any) -> bool:
+    """Whether a number fits a float and is neither NaN nor infinite."""
     try:
         return math.isfinite(value)
     except OverflowError:  # an int beyond float's range
         return False
+
+
+def _encodable(text: str) -> bool:
+    """False for lone surrogates, which JSON and YAML escapes can spell but UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _either(options: Sequence[str] | None) -> str:

@@ -28,15 +28,23 @@ from hashlib import blake2b
 import numpy as np
 import numpy.typing as npt
 
-from turnwise_actor.policy.domain import OTHER, BoolSlot, CategorySlot, Domain, NumberSlot, Slot
-from turnwise_actor.policy.domain_file import did_you_mean, show
+from turnwise_actor.policy.domain import Domain
+from turnwise_actor.policy.domain_file import did_you_mean, is_finite, show
+from turnwise_actor.policy.sections import OTHER, BoolSlot, CategorySlot, NumberSlot, Slot
 
 Float32 = npt.NDArray[np.float32]
 
 MAX_TEXT_CHARS = 4096
 """The rest of a longer text is ignored."""
 
-_CACHED_WORD_CHARS = 32
+MAX_FEATURE = 1e6
+"""Raw features lie within plus and minus this: beyond it the network's sums are no longer sound."""
+_FEATURE_WANTED = f"a number from {-MAX_FEATURE:g} to {MAX_FEATURE:g}; not NaN"
+
+_CACHED_TOKENS = 4096
+_CACHED_CHARS = 32
+"""Longer words are hashed anew each time, so that the caches stay within a few megabytes."""
+
 # Everything but white space, ASCII punctuation (' and _ excepted), Latin-1 symbols, general and CJK
 # punctuation. Not \w: that would cut words of scripts with combining vowel signs.
 _WORD = re.compile(
@@ -174,18 +182,16 @@ class Encoder:
         wanted = f"{self._features} float32" if self._features else "none: the domain has no features"
         if features is None:
             violations.append(FieldViolation("observation.features", "nothing", wanted))
-        elif not isinstance(features, np.ndarray) or features.dtype.kind not in "fiu":
-            violations.append(FieldViolation("observation.features", show(features), wanted))
+        elif not isinstance(features, np.ndarray) or features.dtype != np.float32:
+            got = f"{features.dtype}" if isinstance(features, np.ndarray) else show(features)
+            violations.append(FieldViolation("observation.features", got, wanted))
         elif features.shape != (self._features,):
             got = f"{features.size}" if features.ndim == 1 else f"shape {features.shape}"
             violations.append(FieldViolation("observation.features", got, wanted))
-        elif self._features and not math.isfinite(features.astype(np.float64, copy=False).sum()):
-            self._validate_finite(features, violations)
-
-    def _validate_finite(self, features: npt.NDArray[np.generic], violations: list[FieldViolation]) -> None:
-        for index in np.flatnonzero(~np.isfinite(features))[:8]:
-            got, where = str(features[index]), f"observation.features[{index}]"
-            violations.append(FieldViolation(where, got, "a finite number"))
+        elif not (sound := np.abs(features) <= MAX_FEATURE).all():
+            for index in np.flatnonzero(~sound):
+                where, got = f"observation.features[{index}]", f"{features[index]:g}"
+                violations.append(FieldViolation(where, got, _FEATURE_WANTED))
 
     def _encode_slot(self, name: str, value: str | float | bool, x: Float32) -> None:
         slot, at = self._slots[name], self._slot_at[name]
@@ -233,9 +239,9 @@ def _slot_wanted(slot: Slot, value: object) -> str | None:
         case BoolSlot():
             return None if isinstance(value, bool | np.bool_) else "true or false"
         case NumberSlot():
-            if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.number):
+            if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
                 return "a number"
-            return None if math.isfinite(float(value)) else "a finite number"
+            return None if is_finite(value) else "a finite number"
 
 
 def words_of(text: str) -> list[str]:
@@ -249,38 +255,44 @@ def words_of(text: str) -> list[str]:
 
 def _encode_text(text: str, size: int, x: Float32) -> None:
     """Writes the hashed words of a text to x[1 : 1 + size]."""
-    sums: dict[int, float] = {}
+    places: list[int] = []
+    weights: list[float] = []
     previous = ""
     for word in words_of(text):
-        entries = _word_entries if len(word) <= _CACHED_WORD_CHARS else _word_entries.__wrapped__
-        for at, value in entries(word, size):
-            sums[at] = sums.get(at, 0.0) + value
+        of_word = _word_entries if len(word) <= _CACHED_CHARS else _word_entries.__wrapped__
+        word_places, word_weights = of_word(word, size)
+        places += word_places
+        weights += word_weights
         if previous:
-            pair = _pair_entry if len(word) + len(previous) <= _CACHED_WORD_CHARS else _pair_entry.__wrapped__
-            at, value = pair(previous, word, size)
-            sums[at] = sums.get(at, 0.0) + value
+            of_pair = _pair_entry if len(previous) + len(word) <= _CACHED_CHARS else _pair_entry.__wrapped__
+            place, weight = of_pair(previous, word, size)
+            places.append(place)
+            weights.append(weight)
         previous = word
-    norm = math.sqrt(sum(value * value for value in sums.values()))
-    if norm > 0.0:
-        x[list(sums)] = np.array(list(sums.values())) / norm
+    if places:
+        sums = np.bincount(places, weights, size)
+        norm = math.sqrt(sums.dot(sums))
+        if norm > 0.0:  # signs may cancel out
+            np.multiply(sums, 1.0 / norm, out=x[1 : 1 + size], casting="same_kind")
 
 
-@lru_cache(maxsize=8192)
-def _word_entries(word: str, size: int) -> tuple[tuple[int, float], ...]:
-    """Inputs and weights of a word and its character 3-grams."""
+@lru_cache(maxsize=_CACHED_TOKENS)
+def _word_entries(word: str, size: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Places and weights of a word and of its character 3-grams."""
     padded = f" {word} "
     grams = [padded[i : i + 3] for i in range(len(padded) - 2)]
     weight = 1.0 / math.sqrt(len(grams))
-    return (_hashed(f"w{word}", size, 1.0), *(_hashed(f"c{gram}", size, weight) for gram in grams))
+    entries = [_hashed(f"w{word}", size, 1.0), *(_hashed(f"c{gram}", size, weight) for gram in grams)]
+    return tuple(place for place, _ in entries), tuple(weight for _, weight in entries)
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=_CACHED_TOKENS)
 def _pair_entry(first: str, second: str, size: int) -> tuple[int, float]:
     return _hashed(f"b{first} {second}", size, 1.0)
 
 
 def _hashed(token: str, size: int, weight: float) -> tuple[int, float]:
-    """Place in 1..size and signed weight of a token; the same on every machine, for ever."""
+    """Place in 0..size-1 and signed weight of a token; the same on every machine, for ever."""
     digest = blake2b(token.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     number = int.from_bytes(digest, "little")
-    return 1 + (number >> 1) % size, weight if number & 1 else -weight
+    return (number >> 1) % size, weight if number & 1 else -weight

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from turnwise_actor.policy.domain import CategorySlot, Domain, NumberSlot, Slot, TextSpec
+from turnwise_actor.policy.domain import Domain
 from turnwise_actor.policy.encoder import Encoder
+from turnwise_actor.policy.sections import CategorySlot, NumberSlot, Slot, TextSpec
 from turnwise_actor.policy.spec import default_spec
 
 _SENTENCE_FEATURES = 60
@@ -105,6 +106,12 @@ def _growth_errors(new: Domain, old: Domain) -> list[Finding]:
         got_text = "no text" if new.state.text is None else f"size {new.state.text.size}"
         message = f"got {got_text}; wanted size {old.state.text.size}, as before: every word hangs on it"
         errors.append(Finding("error", "state.text", message))
+    new_spec, old_spec = default_spec(new), default_spec(old)
+    for name in ("hidden", "activation", "layer_norm"):
+        got, had = getattr(new_spec, name), getattr(old_spec, name)
+        if got != had:
+            message = f"got {got}; wanted {had}, as before: learned weights fit no other network"
+            errors.append(Finding("error", f"learning.{name}", message))
     if new.rewards.range[0] > old.rewards.range[0] or new.rewards.range[1] < old.rewards.range[1]:
         got_range, wanted = list(new.rewards.range), list(old.rewards.range)
         message = f"got {got_range}; wanted {wanted} or wider: ratings already given would lie outside"
@@ -153,10 +160,6 @@ def _change_warnings(new: Domain, old: Domain) -> list[Finding]:
             Finding(
                 "warning", "rewards", "the scale has changed: ratings already given now weigh differently"
             )
-        )
-    if default_spec(new).hidden != default_spec(old).hidden:
-        found.append(
-            Finding("warning", "learning.hidden", "the network has changed: a checkpoint does not fit it")
         )
     added = Encoder(new).size - Encoder(old).size
     if added > 0 or len(new.actions) > len(old.actions):

@@ -92,6 +92,11 @@ class Policy:
     exploration: Exploration = field(default_factory=Exploration)
     updates: int = 0
 
+    def __post_init__(self) -> None:
+        for name, value in (("learned_through", self.learned_through), ("updates", self.updates)):
+            if type(value) is not int or value < 0:
+                raise ValueError(f"{name}: got {value!r}; wanted a whole number from 0, a plain int")
+
     @cached_property
     def network(self) -> Network:
         """The forward pass, built once.
@@ -128,12 +133,12 @@ class Policy:
         try:
             policy = cls(
                 version=PolicyVersion.parse(str(about["version"])),
-                learned_through=_count(about, "learned_through"),
+                learned_through=about["learned_through"],
                 fingerprint=str(about["fingerprint"]),
                 spec=NetworkSpec.from_mapping(about["spec"]),
                 parameters=tensors,
                 exploration=Exploration(**about["exploration"]),
-                updates=_count(about, "updates"),
+                updates=about["updates"],
             )
             check_parameters(policy.spec, policy.parameters)
         except (KeyError, TypeError, ValueError) as error:
@@ -214,13 +219,4 @@ def _read_tensors(data: bytes) -> dict[str, Float32]:
 def _read_tensor(name: str, tensor: dict[str, Any]) -> Float32:
     if tensor["dtype"] != "F32":
         raise PolicyFileError(f"policy file: {name}: got {tensor['dtype']}; wanted F32")
-    array = np.frombuffer(tensor["data"], "<f4").reshape(tensor["shape"]).astype(np.float32)
-    array.flags.writeable = False
-    return array
-
-
-def _count(about: dict[str, Any], name: str) -> int:
-    value = about[name]
-    if type(value) is not int or value < 0:
-        raise ValueError(f"{name}: got {value!r}; wanted a whole number from 0")
-    return value
+    return np.frombuffer(tensor["data"], "<f4").reshape(tensor["shape"]).astype(np.float32)

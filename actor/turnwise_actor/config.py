@@ -30,8 +30,12 @@ class UplinkConfig:
     """Facts held in memory while the learner is away; beyond it the oldest go to the disk spool."""
     max_batch_facts: int = 512
     """Facts in one message. Raise it and a lone feedback may wait behind a larger commit."""
+    linger_ms: float = 5.0
+    """Least time between batches that nobody waits for. Raise it and busy actors spend less on sending."""
     max_batches_in_flight: int = 32
     """Batches sent and not yet acknowledged; beyond it the sender waits."""
+    reach_s: float = 1.0
+    """On shutdown: how long to try for a learner that is away, before what is left is spooled."""
     settle_wait_ms: float = 300.0
     """How long feedback waits for the learner before it settles for the disk."""
     report_interval_s: float = 1.0

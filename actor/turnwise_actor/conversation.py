@@ -95,17 +95,27 @@ class Conversation:
             task.add_done_callback(self._in_flight.discard)
 
     async def _reply(self, request: dialogue_pb2.ConverseRequest) -> None:
-        timeout_ms = request.timeout_ms or self._config.default_timeout_ms
         try:
-            reply = await asyncio.wait_for(self._answer(request), timeout_ms / 1000)
+            reply = await self._answer_in_time(request)
         except RequestError as error:
             reply = _failed(request, error)
-        except asyncio.TimeoutError:
-            reply = _failed(request, DeadlineError(f"no answer within the request's {timeout_ms} ms"))
         except Exception:
             logger.exception("a request on a stream failed")
             reply = _failed(request, InternalError("a fault of the actor; its log tells more"))
         await self._replies.put(reply)
+
+    async def _answer_in_time(self, request: dialogue_pb2.ConverseRequest) -> dialogue_pb2.ConverseReply:
+        """As asyncio.wait_for does it, but without a second task for every request: that costs 50 us."""
+        timeout_ms = request.timeout_ms or self._config.default_timeout_ms
+        deadline = _Deadline(timeout_ms / 1000)
+        try:
+            return await self._answer(request)
+        except asyncio.CancelledError:
+            if not deadline.passed:
+                raise
+            raise DeadlineError(f"no answer within the request's {timeout_ms} ms") from None
+        finally:
+            deadline.timer.cancel()
 
     async def _write_replies(self) -> None:
         while True:
@@ -118,6 +128,21 @@ class Conversation:
             f"{self._config.max_in_flight} requests of this stream are in flight already; wait for replies",
             reason="TOO_MANY_IN_FLIGHT",
         )
+
+
+class _Deadline:
+    """Cancels the task that made it after a time, and tells whether it did."""
+
+    def __init__(self, timeout_s: float) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self.passed = False
+        self.timer = asyncio.get_running_loop().call_later(timeout_s, self._expire)
+
+    def _expire(self) -> None:
+        self.passed = True
+        self._task.cancel()
 
 
 def unknown_request() -> BadRequestError:

@@ -82,6 +82,7 @@ class _Stream:
     sequence: int = 0
     in_flight: deque[_Batch] = field(default_factory=deque)
     replay: _Replay | None = None
+    sent_at: float = 0.0
     report_due_at: float = 0.0
 
 
@@ -138,9 +139,9 @@ class Uplink:
     # What callers do.
 
     def add(self, facts: Iterable[training_pb2.Fact]) -> None:
-        """Sends facts on, those excepted that are settled or on their way.
+        """Sends facts on, except those that are settled or on their way.
 
-        Memory at twice its bound, because the disk is full or slow, takes none: they are left in their tokens,
+        Memory at twice its bound, the disk being full or slow, takes none: they are left in their tokens,
         and whoever waits for them hears that they are not recorded.
         """
         room = 2 * self._config.max_pending_facts - len(self._pending)
@@ -192,8 +193,11 @@ class Uplink:
     async def close(self, timeout_s: float) -> bool:
         """Gives the learner time to take what is left, spools the rest; True if nothing is left unsent."""
         self.report_soon()
-        deadline = time.monotonic() + timeout_s
-        while self._unsent() and self._connected and time.monotonic() < deadline:
+        began_at = time.monotonic()
+        while self._unsent():
+            waited_s = time.monotonic() - began_at
+            if waited_s >= (timeout_s if self._connected else min(timeout_s, self._config.reach_s)):
+                break
             await asyncio.sleep(0.02)
         if self._task is not None:
             self._task.cancel()
@@ -328,28 +332,41 @@ class Uplink:
                 # An empty batch first: facts go only where somebody answers.
                 if not stream.sequence:
                     await self._send_batch(stream, [], segment=None)
-            elif len(stream.in_flight) < self._config.max_batches_in_flight:
+            elif self._may_send(stream):
                 await self._prepare_replay(stream)
-                if self._send_is_due(stream):
+                if time.monotonic() >= self._due_at(stream):
                     await self._send_batch(stream, self._next_live(), segment=None)
                 if stream.replay and stream.replay.facts:
                     facts = _next_of(stream.replay.facts, self._config.max_batch_facts)
                     stream.replay.unacknowledged += 1
                     await self._send_batch(stream, facts, segment=stream.replay.segment)
                     continue
-                if self._queue:
-                    continue
             await self._wait_for_work(stream)
 
-    def _send_is_due(self, stream: _Stream) -> bool:
-        return bool(self._queue) or self._report_now or time.monotonic() >= stream.report_due_at
+    def _may_send(self, stream: _Stream) -> bool:
+        return len(stream.in_flight) < self._config.max_batches_in_flight
+
+    def _due_at(self, stream: _Stream) -> float:
+        """When the next batch is to go: at once if somebody waits, else with what comes meanwhile."""
+        many = len(self._queue) >= self._config.max_batch_facts
+        if self._report_now or many or (self._queue and self._groups):
+            return 0.0
+        if self._queue:
+            return stream.sent_at + self._config.linger_ms / 1000
+        return stream.report_due_at
 
     async def _wait_for_work(self, stream: _Stream) -> None:
+        """Until there is something to send, or a report is due."""
+        # Not asyncio.wait_for: before Python 3.12 it may swallow the cancellation that ends this task.
+        timer = None
+        if self._connected and self._may_send(stream):
+            pause_s = self._due_at(stream) - time.monotonic()
+            timer = asyncio.get_running_loop().call_later(max(pause_s, 0.0), self._wake.set)
         try:
-            pause_s = max(stream.report_due_at - time.monotonic(), 0.01)
-            await asyncio.wait_for(self._wake.wait(), pause_s)
-        except asyncio.TimeoutError:
-            pass
+            await self._wake.wait()
+        finally:
+            if timer is not None:
+                timer.cancel()
 
     def _next_live(self) -> list[training_pb2.Fact]:
         facts: list[training_pb2.Fact] = []
@@ -371,6 +388,7 @@ class Uplink:
             batch.report.CopyFrom(self._report())
             self._report_now = False
             stream.report_due_at = now + self._config.report_interval_s
+        stream.sent_at = now
         stream.in_flight.append(_Batch(stream.sequence, [fact.key for fact in facts], now, segment))
         try:
             await stream.call.write(batch)

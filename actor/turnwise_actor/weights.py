@@ -126,8 +126,9 @@ class PolicyWatch:
         """Runs until cancelled."""
         pause_s = _PAUSE_MIN_S
         while True:
+            call = self._stub.WatchPolicy(self._request())
             try:
-                async for policy in receive_policies(self._stub.WatchPolicy(self._request())):
+                async for policy in receive_policies(call):
                     pause_s = _PAUSE_MIN_S
                     self._install(policy)
                 logger.debug("the learner ended the stream of policies")
@@ -135,6 +136,8 @@ class PolicyWatch:
                 logger.debug("no policies from the learner: %s", error.details())
             except (BrokenTransferError, PolicyFileError) as error:
                 logger.error("a policy from the learner cannot be read: %s", error)
+            finally:
+                call.cancel()
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
             pause_s = min(2 * pause_s, _PAUSE_MAX_S)
 

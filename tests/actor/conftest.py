@@ -89,6 +89,7 @@ def config(
             reconnect_min_s=0.02,
             reconnect_max_s=0.1,
             ack_timeout_s=1.0,
+            reach_s=0.1,
             report_interval_s=0.1,
         ),
         spool=SpoolConfig(adopt_interval_s=0.1),
@@ -111,7 +112,7 @@ async def new_actor(config: ActorConfig) -> AsyncIterator[ActorFactory]:
 
     yield start
     for channel in channels:
-        await channel.close()
+        await channel.close(None)
     for actor in actors:
         if not actor.stopped:
             await actor.stop()
@@ -119,7 +120,7 @@ async def new_actor(config: ActorConfig) -> AsyncIterator[ActorFactory]:
 
 def write_keys(file: Path, *names: str, active: str = "") -> Path:
     """Adds new keys to a key file; the last is active unless another is named."""
-    content = json.loads(file.read_text()) if file.exists() else {"keys": {}}
+    content: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"keys": {}}
     for name in names:
         content["keys"][name] = base64.b64encode(os.urandom(32)).decode()
     content["active"] = active or names[-1]
@@ -156,3 +157,9 @@ async def eventually(condition: Callable[[], Any], timeout_s: float = 8.0) -> An
         return value
 
     return await asyncio.wait_for(poll(), timeout_s)
+
+
+def version_in_force(actor: ActorServer) -> str:
+    """The policy an actor answers from; empty before the first."""
+    policy = actor.policies.current
+    return str(policy.version) if policy else ""

@@ -6,10 +6,11 @@ import itertools
 import struct
 from collections.abc import Awaitable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import grpc.aio
+import pytest
 
 from turnwise.v1 import dialogue_pb2 as pb
 from turnwise.v1 import status_pb2
@@ -65,15 +66,13 @@ def read_status(status: status_pb2.Status) -> Refusal:
 
 async def refusal(call: Awaitable[Any]) -> Refusal:
     """The refusal of a call that must fail."""
-    try:
-        reply = await call
-    except grpc.aio.AioRpcError as error:
-        metadata = dict(error.trailing_metadata() or ())
-        told = read_status(status_pb2.Status.FromString(metadata["grpc-status-details-bin"]))
-        assert told.code == error.code().name
-        assert told.message == error.details()
-        return told
-    raise AssertionError(f"answered: {reply}")
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await call
+    error = refused.value
+    metadata: dict[str, Any] = dict(cast("Any", error.trailing_metadata()))
+    told = read_status(status_pb2.Status.FromString(metadata["grpc-status-details-bin"]))
+    assert (told.code, told.message) == (error.code().name, error.details())
+    return told
 
 
 class Frontend:

@@ -12,8 +12,9 @@ import grpc.aio
 from turnwise.v1 import training_pb2
 from turnwise.v1.training_pb2_grpc import TrainingServicer, add_TrainingServicer_to_server
 from turnwise_actor.policy import Policy, PolicyVersion
+from turnwise_actor.weights import version_message
 
-CHUNK_BYTES = 64 * 1024
+CHUNK_BYTES = 16 * 1024
 
 
 class LearnerEnd(TrainingServicer):
@@ -86,9 +87,9 @@ class LearnerEnd(TrainingServicer):
             have = PolicyVersion(request.have.generation, request.have.number)
         while True:
             async with self._published:
-                await self._published.wait_for(lambda: self._policy and self._policy.version != have)
+                while self._policy is None or self._policy.version == have:
+                    await self._published.wait()
                 policy = self._policy
-            assert policy is not None
             have = policy.version
             for chunk in chunks_of(policy):
                 yield chunk
@@ -98,7 +99,7 @@ def chunks_of(policy: Policy) -> list[training_pb2.PolicyChunk]:
     data = policy.to_bytes()
     return [
         training_pb2.PolicyChunk(
-            version={"generation": policy.version.generation, "number": policy.version.number},
+            version=version_message(policy.version),
             learned_through=policy.learned_through,
             offset=offset,
             total=len(data),

@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import replace
 from typing import Any
 
+import grpc
 import grpc.aio
 import pytest
 
@@ -26,7 +27,8 @@ class Stream:
             pb.ConverseRequest(correlation_id=correlation_id, timeout_ms=timeout_ms, **request)
         )
 
-    async def receive(self) -> pb.ConverseReply:
+    async def receive(self) -> Any:
+        """The next reply; a false value at the end of the stream."""
         return await asyncio.wait_for(self._call.read(), 5)
 
     async def ask(self, **request: Any) -> pb.ConverseReply:
@@ -55,7 +57,7 @@ async def test_a_whole_dialogue_on_a_stream(new_actor: ActorFactory, learner: Le
     assert (await stream.ask(end=ended)).receipt.settled == pb.Receipt.LEARNER
     assert set(learner.facts) == {"s:d1", f"d:{turn.decision_id}", "f:f1", f"e:d1:{turn.decision_id}"}
     await stream.close()
-    assert await stream.receive() is grpc.aio.EOF
+    assert not await stream.receive()
 
 
 async def test_a_stream_and_a_call_give_the_same_turn(new_actor: ActorFactory) -> None:
@@ -143,7 +145,7 @@ async def test_an_old_stream_is_asked_to_move_and_ends_when_it_is_quiet(
     asked = await stream.receive()
     assert (asked.WhichOneof("reply"), asked.correlation_id) == ("draining", 0)
     assert (await stream.ask(act=turn_of(token))).turn.recorded, "what was on its way is answered"
-    assert await stream.receive() is grpc.aio.EOF
+    assert not await stream.receive()
     await eventually(lambda: actor._servicer.streams == 0)
 
 
@@ -172,14 +174,23 @@ async def test_a_draining_actor_moves_its_streams_and_refuses_new_calls(
 
 
 async def test_a_broken_connection_loses_no_fact(new_actor: ActorFactory, learner: LearnerEnd) -> None:
-    actor, bot = await new_actor()
+    actor, _ = await new_actor()
     await eventually(lambda: actor.uplink.connected)
     learner.answering.clear()
     channel = grpc.aio.insecure_channel(actor.address)
     stream = Stream(Frontend(channel))
     await stream.send(1, feedback=pb.FeedbackRequest(dialogue_id="d1", feedback_id="f1", reward=1.0))
     await eventually(lambda: actor.uplink.pending_facts)
-    await channel.close()
+    await channel.close(None)
     learner.answering.set()
     await eventually(lambda: "f:f1" in learner.facts)
     await eventually(lambda: actor._servicer.streams == 0)
+
+
+async def test_a_request_over_the_size_limit_ends_its_stream(new_actor: ActorFactory) -> None:
+    _, bot = await new_actor()
+    stream = Stream(bot)
+    await stream.send(1, act=pb.ActRequest(token=bytes(1024 * 1024)))
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await stream.receive()
+    assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED

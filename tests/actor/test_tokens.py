@@ -95,7 +95,7 @@ async def test_a_forged_key_of_the_same_name_is_no_use(
 async def test_an_expired_token_is_refused_by_act_alone_and_its_facts_are_journaled(
     new_actor: ActorFactory, learner: LearnerEnd, tokens: Tokens
 ) -> None:
-    (first, one), (_, other) = await new_actor(learner_address="127.0.0.1:1"), await new_actor()
+    (_, one), (_, other) = await new_actor(learner_address="127.0.0.1:1"), await new_actor()
     turn = await one.act((await one.start("d1")).token)
     expired = aged(tokens, turn.token, 91 * DAY_S)
     told = await refusal(other.act(expired))
@@ -211,13 +211,9 @@ async def test_settled_facts_leave_the_token(
     _, bot = await new_actor()
     turn = await bot.act((await bot.start("d1")).token)
     await eventually(lambda: len(learner.facts) == 2)
-    later = await eventually_settled(bot, tokens, turn.token)
-    assert [fact.WhichOneof("kind") for fact in later] == ["decided"]
-
-
-async def eventually_settled(bot: Frontend, tokens: Tokens, token: bytes) -> list[object]:
+    unsettled = tokens.open(turn.token).state.unsettled
     for _ in range(50):
-        unsettled = tokens.open((await bot.act(token)).token).state.unsettled
+        unsettled = tokens.open((await bot.act(turn.token)).token).state.unsettled
         if len(unsettled) == 1:
             break
-    return list(unsettled)
+    assert [fact.WhichOneof("kind") for fact in unsettled] == ["decided"]

@@ -38,12 +38,15 @@ class Rig:
     async def close(self) -> bool:
         clean = await self.uplink.close(1.0)
         await self.spool.close()
-        await self.channel.close()
+        await self.channel.close(None)
         return clean
 
 
 def facts(*keys: object) -> list[training_pb2.Fact]:
-    return [training_pb2.Fact(key=str(key), dialogue_id="d", started={"user": "u" * 50}) for key in keys]
+    return [
+        training_pb2.Fact(key=str(key), dialogue_id="d", started=training_pb2.Started(user="u" * 50))
+        for key in keys
+    ]
 
 
 async def test_what_comes_in_one_tick_goes_in_one_batch(tmp_path: Path, learner: LearnerEnd) -> None:

@@ -5,9 +5,10 @@ Frontend -> actor. Everything a chat frontend needs.
 
 Errors. INVALID_ARGUMENT: a field is wrong; the BadRequest detail names the field, the value got and
 the values wanted; do not retry. PERMISSION_DENIED: the token is forged, altered or foreign.
-FAILED_PRECONDITION: the token is older than 90 days, or the dialogue has ended. RESOURCE_EXHAUSTED:
-over 256 requests in flight on a stream, or a message over the size limit. UNAVAILABLE: no policy
-yet, or the actor is draining: retry at another actor. Every call here may be retried with the same
+FAILED_PRECONDITION: the token is older than 90 days, or the dialogue has had all its turns.
+RESOURCE_EXHAUSTED: over 256 requests in flight on a stream, or a request over 1 MiB (refused by gRPC
+itself, without details; on a stream it ends the stream). UNAVAILABLE: no policy yet, the actor is
+draining, or neither the learner nor the disk takes the feedback now: retry, at another actor. Every call here may be retried with the same
 request (same `request_id` / `feedback_id`): facts are keyed, a retry trains nothing twice.
 """
 
@@ -221,7 +222,7 @@ class Turn(google.protobuf.message.Message):
     index: builtins.int
     """From 0."""
     decision_id: builtins.str
-    """32 hex digits: digest of (parent decision, observation, mask, action, policy version)."""
+    """32 hex digits: digest of (dialogue, parent decision, observation, mask, action, policy version)."""
     action: builtins.str
     say: builtins.str
     """What to say for it; one of the action's phrasings."""
@@ -300,12 +301,14 @@ class FeedbackRequest(google.protobuf.message.Message):
     decision_id: builtins.str
     """Empty: the feedback is for the whole dialogue."""
     token: builtins.bytes
-    """The dialogue's current token where the client has it, so that unsettled facts travel along. May be empty."""
+    """The dialogue's current token where the client has it, so that unsettled facts travel along. May be
+    empty. The token of an idle dialogue's continuation serves for both.
+    """
     feedback_id: builtins.str
     """Chosen by the client, kept over retries. 1 to 64 bytes."""
     revision: builtins.int
     """Orders the feedback of one teacher on one decision: the highest counts, whenever it arrives.
-    Milliseconds since the epoch, made strictly increasing by the client.
+    Milliseconds since the epoch, made strictly increasing by the client; 0: the actor's clock.
     """
     teacher: builtins.str
     """Empty: the dialogue's user."""

@@ -84,8 +84,9 @@ global___BadRequest = BadRequest
 @typing.final
 class ErrorInfo(google.protobuf.message.Message):
     """Wire-identical to google.rpc.ErrorInfo. `reason` tells apart the causes that share a status code:
-    TOKEN_INVALID and TOKEN_FOREIGN (PERMISSION_DENIED), TOKEN_EXPIRED and DIALOGUE_ENDED
-    (FAILED_PRECONDITION), NO_POLICY, DRAINING and NOT_RECORDED (UNAVAILABLE).
+    TOKEN_INVALID and TOKEN_FOREIGN (PERMISSION_DENIED), TOKEN_EXPIRED and DIALOGUE_FULL
+    (FAILED_PRECONDITION), NO_POLICY, DRAINING and NOT_RECORDED (UNAVAILABLE), TOO_MANY_IN_FLIGHT
+    (RESOURCE_EXHAUSTED).
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor

@@ -5,7 +5,9 @@ What an actor seals into a continuation token. Only actors read it.
 
 Token bytes: 0x01 (format) | key id, 4 bytes | nonce, 12 bytes | n, 1 byte | dialogue id, n bytes of
 UTF-8 | AES-GCM ciphertext and tag of a TokenState. Associated data: all bytes before the ciphertext,
-then the domain's name.
+then the domain's name. The key id is BLAKE2b-4 of the domain's name, keyed with the key file's id: so a
+token made for another domain, or with another deployment's keys, is told apart (TOKEN_FOREIGN) from one
+that was altered or forged (TOKEN_INVALID).
 """
 
 import abc

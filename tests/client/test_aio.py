@@ -91,7 +91,7 @@ async def test_a_second_actor_is_asked_after_300_ms(pair, bot):
     begun = time.monotonic()
     for _ in range(3):
         await talk.act()
-    assert 0.29 < time.monotonic() - begun < 1.5
+    assert 0.29 < time.monotonic() - begun < 5
 
 
 async def test_two_tasks_on_one_dialogue_take_turns(bot):

@@ -146,7 +146,7 @@ def test_leaving_hides_no_error_when_the_actor_is_gone(actor):
         actor.stop()
         raise RuntimeError("mine")
 
-    bot = turnwise.Client(actor.address, timeout=0.3)
+    bot = turnwise.Client(actor.address, timeout=0.8)
     with bot, pytest.raises(RuntimeError, match="mine"), bot.dialogue():
         fail()
 
@@ -224,12 +224,12 @@ def test_an_ended_dialogue_takes_no_more(actor, bot):
 
 
 def test_an_end_repeated_after_an_error_keeps_its_request_id(actor):
-    with turnwise.Client(actor.address, timeout=0.2) as bot:
+    with turnwise.Client(actor.address) as bot:
         talk = bot.dialogue()
         talk.act(**SEEN)
         actor.delay(math.inf)
         with pytest.raises(turnwise.DeadlineExceeded):
-            talk.end("success", reward=1)
+            talk.end("success", reward=1, timeout=0.2)
         actor.delay(0)
         talk.end("success", reward=1)
     assert len({end.request_id for end in actor.ends}) == 1

@@ -42,7 +42,7 @@ REASONS = {
 
 @pytest.fixture(scope="module", params=[True, False], ids=["converse", "unary"])
 def refusing(request):
-    with FakeActor(converse=request.param) as actor, turnwise.Client(actor.address, timeout=0.2) as bot:
+    with FakeActor(converse=request.param) as actor, turnwise.Client(actor.address) as bot:
         yield actor, bot
 
 
@@ -54,7 +54,7 @@ def test_every_status_maps(code, refusing):
     actor.refuse(code, "because", times=1000)
     try:
         with pytest.raises(turnwise.TurnwiseError) as caught:
-            talk.act(text="hello")
+            talk.act(text="hello", timeout=0.3)
     finally:
         actor.refuse(code, times=0)
     assert type(caught.value) is EXPECTED[code.name]
@@ -70,7 +70,7 @@ def test_every_reason_maps(reason, code, refusing):
     actor.refuse(grpc.StatusCode[code], "because", reason, times=1000)
     try:
         with pytest.raises(turnwise.TurnwiseError) as caught:
-            talk.act(text="hello")
+            talk.act(text="hello", timeout=0.3)
     finally:
         actor.refuse(grpc.StatusCode[code], times=0)
     assert type(caught.value) is REASONS[reason, code]

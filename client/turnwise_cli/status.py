@@ -153,9 +153,7 @@ def _facts(status: training_pb2.LearnerStatus, address: str, now: int) -> Table:
 
 
 def _actors(status: training_pb2.LearnerStatus, now: int) -> Table:
-    table = Table(
-        box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title="actors", title_justify="left", title_style="bold"
-    )
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title="actors", title_justify="left")
     for name in (
         "address",
         "state",

@@ -2,31 +2,30 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-STAMP  := $(VENV)/.installed
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+READY  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test up lint format bench protos clean
+.PHONY: help setup demo test lint up format protos clean
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*##/\1\t/' | awk -F '\t' '{printf "  make %-8s%s\n", $$1, $$2}'
 
-setup: $(STAMP)  ## the environment alone, in .venv
+setup: $(READY)  ## the environment alone, in .venv
 
-$(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed, this is " + sys.version)'
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python 3.10 or newer is needed; this is " + sys.version.split()[0] + ". Set PYTHON=…")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar on -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar on -c constraints.txt -e '.[demo]' $$($(BIN)/python protos/groups.py dev)
+	@echo "Installing into $(VENV): PyTorch first, then the rest (about two minutes)"
+	@$(PIP) torch
+	@$(PIP) -e '.[dev]'
 	@touch $@
 
 demo: setup  ## teach the quickstart bot, stop it, start it again
-	$(BIN)/python examples/quickstart/demo.py
+	@$(BIN)/python examples/quickstart/demo.py
 
 test: setup  ## every test
 	$(BIN)/python -m pytest
-
-up: setup  ## serve the quickstart bot
-	$(BIN)/turnwise up --domain examples/quickstart/domain.yaml
 
 lint: setup  ## ruff, mypy, pyright, import rules, generated code
 	$(BIN)/ruff check .
@@ -36,6 +35,9 @@ lint: setup  ## ruff, mypy, pyright, import rules, generated code
 	$(BIN)/lint-imports
 	$(BIN)/python protos/generate.py --check
 
+up: setup  ## serve the quickstart bot
+	@$(BIN)/turnwise up --domain examples/quickstart/domain.yaml
+
 format: setup  ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -43,5 +45,5 @@ format: setup  ## format the code
 protos: setup  ## generate client/turnwise/v1 again
 	$(BIN)/python protos/generate.py
 
-clean:  ## remove what make made, the data folder excepted
-	rm -rf $(VENV) .protoc .mypy_cache .ruff_cache .pytest_cache demo-out
+clean:  ## remove what make made; data folders stay
+	rm -rf $(VENV) .protoc .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

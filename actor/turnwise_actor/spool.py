@@ -12,8 +12,10 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import logging
+import math
 import os
 import struct
+import time
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +30,7 @@ from turnwise.v1 import training_pb2
 MAGIC = b"TWSPOOL1"
 _RECORD = struct.Struct("<II")
 _SUFFIX = ".facts"
+_RETRY_S = 1.0
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
@@ -59,6 +62,7 @@ class Spool:
         self._file = -1
         self._waiting: list[_Waiting] = []
         self._waiting_bytes = 0
+        self._refused_at = -math.inf
         self._flush: asyncio.Task[None] | None = None
         self._disk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="spool")
 
@@ -69,8 +73,9 @@ class Spool:
 
     @property
     def full(self) -> bool:
-        """Whether nothing more is taken."""
-        return self.size_bytes >= self._max_bytes
+        """Whether nothing more is taken; tried again a second after something was refused."""
+        refused_just_now = time.monotonic() - self._refused_at < _RETRY_S
+        return refused_just_now or self.size_bytes >= self._max_bytes
 
     async def append(self, facts: Sequence[training_pb2.Fact]) -> None:
         """Returns when the facts are fsynced; raises SpoolFullError when they cannot be."""
@@ -78,6 +83,7 @@ class Spool:
             return
         records = _encode(facts)
         if self.size_bytes + len(records) > self._max_bytes:
+            self._refused_at = time.monotonic()
             raise SpoolFullError(
                 f"the spool {self.folder} holds {self.size_bytes} bytes of at most {self._max_bytes}"
             )
@@ -98,6 +104,7 @@ class Spool:
                 failure = None
             except OSError as error:
                 logger.error("the spool %s takes nothing: %s", self.folder, error)
+                self._refused_at = time.monotonic()
                 failure = SpoolFullError(f"the spool {self.folder} cannot be written: {error.strerror}")
             self._waiting_bytes -= sum(len(each.records) for each in group)
             for each in group:

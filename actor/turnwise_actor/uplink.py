@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import random
 import time
@@ -103,6 +104,7 @@ class Uplink:
         self._groups: dict[str, list[_Group]] = {}
         self._settled: OrderedDict[str, None] = OrderedDict()
         self._epoch = 0
+        self._stale_epoch = -1
         self._connected = False
         self._away_since = time.monotonic()
         self._wake = asyncio.Event()
@@ -136,8 +138,13 @@ class Uplink:
     # What callers do.
 
     def add(self, facts: Iterable[training_pb2.Fact]) -> None:
-        """Sends facts on, those excepted that are settled or on their way."""
-        for fact in facts:
+        """Sends facts on, those excepted that are settled or on their way.
+
+        Memory at twice its bound, because the disk is full or slow, takes none: they are left in their tokens,
+        and whoever waits for them hears that they are not recorded.
+        """
+        room = 2 * self._config.max_pending_facts - len(self._pending)
+        for fact in itertools.islice(facts, max(room, 0)):
             if fact.key not in self._pending and fact.key not in self._settled:
                 self._pending[fact.key] = fact
                 self._queue.append(fact.key)
@@ -317,7 +324,11 @@ class Uplink:
     async def _send(self, stream: _Stream) -> None:
         while True:
             self._wake.clear()
-            if len(stream.in_flight) < self._config.max_batches_in_flight:
+            if not self._connected:
+                # An empty batch first: facts go only where somebody answers.
+                if not stream.sequence:
+                    await self._send_batch(stream, [], segment=None)
+            elif len(stream.in_flight) < self._config.max_batches_in_flight:
                 await self._prepare_replay(stream)
                 if self._send_is_due(stream):
                     await self._send_batch(stream, self._next_live(), segment=None)
@@ -335,7 +346,7 @@ class Uplink:
 
     async def _wait_for_work(self, stream: _Stream) -> None:
         try:
-            pause_s = max(stream.report_due_at - time.monotonic(), 0.001)
+            pause_s = max(stream.report_due_at - time.monotonic(), 0.01)
             await asyncio.wait_for(self._wake.wait(), pause_s)
         except asyncio.TimeoutError:
             pass
@@ -408,10 +419,12 @@ class Uplink:
     def _check_epoch(self, ack: training_pb2.Ack) -> None:
         """An older epoch is an old learner still running, or a restored journal: it settles nothing."""
         if ack.epoch < self._epoch:
-            raise LearnerAwayError(
-                f"its epoch went back from {self._epoch} to {ack.epoch}; stop the old learner, "
-                "or restart the actors if an older journal was restored"
-            )
+            error = LearnerAwayError(f"its epoch went back from {self._epoch} to {ack.epoch}")
+            if ack.epoch != self._stale_epoch:
+                hint = "stop the old learner, or restart the actors if an older journal was restored"
+                logger.error("facts are kept back from the learner: %s; %s", error, hint)
+            self._stale_epoch = ack.epoch
+            raise error
         self._epoch = ack.epoch
 
     async def _trim(self, stream: _Stream) -> None:

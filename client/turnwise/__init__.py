@@ -12,9 +12,9 @@
 is an actor with scripted actions for tests. This package needs grpcio and protobuf only.
 """
 
-from turnwise._aio import AsyncClient, AsyncDialogue, AsyncTurn
+from turnwise._aio import AsyncClient
 from turnwise._client import Client
-from turnwise._dialogue import Dialogue, Turn
+from turnwise._dialogue import AsyncDialogue, AsyncTurn, Dialogue, Turn
 from turnwise._errors import (
     AccessDenied,
     ActorUnavailable,
@@ -36,7 +36,7 @@ from turnwise._errors import (
     UnexpectedReply,
     Violation,
 )
-from turnwise._messages import Domain, PolicyVersion, Receipt, Slot
+from turnwise._replies import Domain, PolicyVersion, Receipt, Slot
 from turnwise._routing import Counters
 
 __all__ = [

@@ -1,8 +1,9 @@
 """The asyncio client: as `Client`, awaited. All that decides is shared with it."""
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
@@ -11,141 +12,19 @@ import grpc
 import grpc.aio
 
 from turnwise._channels import OPTIONS, Connection, Credentials, Tls
-from turnwise._errors import ClientClosed, TurnwiseError, error_from_rpc
-from turnwise._messages import (
-    Domain,
-    Receipt,
-    Reply,
-    Request,
-    Revisions,
-    SlotValue,
-    checked_timeout,
-    feedback_request,
-)
+from turnwise._dialogue import AsyncDialogue
+from turnwise._errors import ActorUnavailable, ClientClosed, TurnwiseError, error_from_rpc
+from turnwise._replies import Domain, Receipt, Reply
+from turnwise._requests import Request, Revisions, checked_timeout, feedback_request
 from turnwise._resend import FLUSH_S, Resender
 from turnwise._routing import UNARY, Address, Attempt, Call, Counters, Router, Stream
-from turnwise._state import DialogueState, Domains, Flow, TurnState, describe, give
+from turnwise._state import DialogueState, Domains, Flow, describe, give
 from turnwise.v1 import dialogue_pb2 as pb
 from turnwise.v1.dialogue_pb2_grpc import DialogueStub
 
 T = TypeVar("T")
-AsyncRunner = Callable[[Flow[Any], float | None], Coroutine[Any, Any, Any]]
-
-
-class AsyncTurn(TurnState):
-    """As `Turn`, awaited."""
-
-    _run: AsyncRunner
-    _state: DialogueState
-
-    async def reward(self, value: float, comment: str = "", *, timeout: float | None = None) -> Receipt:
-        """As `Turn.reward`."""
-        receipt: Receipt = await self._run(self._state.reward(self, value, comment), timeout)
-        return receipt
-
-    async def correct(self, action: str, comment: str = "", *, timeout: float | None = None) -> Receipt:
-        """As `Turn.correct`."""
-        receipt: Receipt = await self._run(self._state.correct(self, action, comment), timeout)
-        return receipt
-
-    async def retract(self, *, timeout: float | None = None) -> Receipt:
-        """As `Turn.retract`."""
-        receipt: Receipt = await self._run(self._state.retract(self), timeout)
-        return receipt
-
-    async def overridden(
-        self, action: str, probability: float | None = None, *, timeout: float | None = None
-    ) -> Receipt:
-        """As `Turn.overridden`."""
-        receipt: Receipt = await self._run(self._state.overridden(self, action, probability), timeout)
-        return receipt
-
-    async def dropped(self, *, timeout: float | None = None) -> Receipt:
-        """As `Turn.dropped`."""
-        receipt: Receipt = await self._run(self._state.dropped(self), timeout)
-        return receipt
-
-
-class AsyncDialogue:
-    """As `Dialogue`, awaited, and an async context manager."""
-
-    def __init__(self, run: AsyncRunner, state: DialogueState, turns: list[AsyncTurn]) -> None:
-        self._run = run
-        self._state = state
-        self._turns = turns
-        self._one_at_a_time = asyncio.Lock()
-
-    @property
-    def id(self) -> str:
-        """As `Dialogue.id`."""
-        return self._state.dialogue_id
-
-    @property
-    def token(self) -> str:
-        """As `Dialogue.token`."""
-        return self._state.token_text()
-
-    @property
-    def turns(self) -> tuple[AsyncTurn, ...]:
-        """As `Dialogue.turns`."""
-        return tuple(self._turns)
-
-    @property
-    def ended(self) -> bool:
-        """As `Dialogue.ended`."""
-        return self._state.ended
-
-    async def act(
-        self,
-        text: str | None = None,
-        *,
-        slots: Mapping[str, SlotValue] | None = None,
-        features: Iterable[float] | None = None,
-        allowed: Sequence[str] | None = None,
-        timeout: float | None = None,
-    ) -> AsyncTurn:
-        """As `Dialogue.act`."""
-        async with self._one_at_a_time:
-            reply, domain = await self._run(self._state.act(text, slots, features, allowed), timeout)
-            turn = AsyncTurn(reply, domain)
-            turn._run, turn._state = self._run, self._state
-            self._turns.append(turn)
-        return turn
-
-    async def end(
-        self,
-        outcome: str = "success",
-        reward: float | None = None,
-        *,
-        text: str | None = None,
-        slots: Mapping[str, SlotValue] | None = None,
-        features: Iterable[float] | None = None,
-        timeout: float | None = None,
-    ) -> Receipt:
-        """As `Dialogue.end`."""
-        async with self._one_at_a_time:
-            flow = self._state.end(outcome, reward, text, slots, features)
-            receipt: Receipt = await self._run(flow, timeout)
-        return receipt
-
-    def fork(self, index: int) -> "AsyncDialogue":
-        """As `Dialogue.fork`."""
-        state, turns = self._state.forked(self._turns, index)
-        return AsyncDialogue(self._run, state, turns)
-
-    async def __aenter__(self) -> "AsyncDialogue":
-        async with self._one_at_a_time:
-            await self._run(self._state.begin(), None)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        async with self._one_at_a_time:
-            await self._run(self._state.leave(), None)
-
-    def __repr__(self) -> str:
-        return f"<AsyncDialogue {self.id!r}, {len(self._turns)} turns{', ended' if self.ended else ''}>"
+_PROVING_S = 0.25
+_WRITE_FAILED = "Internal error from Core"  # says grpc.aio for any stream that ends during a write
 
 
 class AsyncClient:
@@ -385,11 +264,15 @@ class _TaskWire:
         writer: asyncio.Task[None] | None = None
         try:
             rpc = self._stub(stream.address).Converse(metadata=self._connection.metadata())
-            writer = asyncio.ensure_future(_write(rpc, self._outboxes[stream]))
+            heard = asyncio.Event()
+            writer = asyncio.ensure_future(_write(rpc, self._outboxes[stream], heard))
             async for reply in rpc:
+                heard.set()
                 self._feed(partial(self.router.received, stream, reply))
         except grpc.RpcError as broken:
             error = error_from_rpc(broken)
+            if error.message == _WRITE_FAILED:
+                error = ActorUnavailable(f"the stream to {stream.address.target} broke")
         except TurnwiseError as refused:
             error = refused
         finally:
@@ -412,10 +295,24 @@ class _TaskWire:
             self._feed(partial(self.router.answered, attempt, reply))
 
 
-async def _write(rpc: Any, outbox: "asyncio.Queue[pb.ConverseRequest | None]") -> None:
+async def _write(rpc: Any, outbox: "asyncio.Queue[pb.ConverseRequest | None]", heard: asyncio.Event) -> None:
     try:
-        while (message := await outbox.get()) is not None:
+        message = await outbox.get()
+        while message is not None:
             await rpc.write(message)
+            if not heard.is_set():
+                await _until_heard(heard)
+            message = await outbox.get()
         await rpc.done_writing()
     except (grpc.RpcError, asyncio.InvalidStateError):
         return  # the stream has ended; its reader says how
+
+
+async def _until_heard(heard: asyncio.Event) -> None:
+    """After the first message: a write that meets a stream just refused hides what refused it.
+
+    (Its status, UNIMPLEMENTED perhaps, is then replaced by grpc.aio's own INTERNAL.)
+    """
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(heard.wait(), _PROVING_S)
+    heard.set()

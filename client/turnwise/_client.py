@@ -14,15 +14,8 @@ import grpc
 from turnwise._channels import OPTIONS, Connection, Credentials, Tls
 from turnwise._dialogue import Dialogue
 from turnwise._errors import ClientClosed, DeadlineExceeded, TurnwiseError, error_from_rpc
-from turnwise._messages import (
-    Domain,
-    Receipt,
-    Reply,
-    Request,
-    Revisions,
-    checked_timeout,
-    feedback_request,
-)
+from turnwise._replies import Domain, Receipt, Reply
+from turnwise._requests import Request, Revisions, checked_timeout, feedback_request
 from turnwise._resend import FLUSH_S, Resender
 from turnwise._routing import UNARY, Address, Attempt, Call, Counters, Router, Stream
 from turnwise._state import DialogueState, Domains, Flow, describe, give
@@ -31,6 +24,7 @@ from turnwise.v1.dialogue_pb2_grpc import DialogueStub
 
 T = TypeVar("T")
 _GRACE_S = 1.0
+_SLICE_S = 0.5
 
 
 class Client:
@@ -214,7 +208,9 @@ class _Engine:
         call = Call(request, deadline, done)
         self._post(partial(self._router.submit, call))
         try:
-            there.wait(deadline - time.monotonic() + _GRACE_S)
+            # In slices: a signal that another thread received reaches this one only when it wakes.
+            while not there.wait(_SLICE_S) and time.monotonic() < deadline + _GRACE_S:
+                pass
         except BaseException:  # Ctrl-C, most likely
             self._post(partial(self._router.cancel, call))
             raise

@@ -1,14 +1,17 @@
-"""Dialogues and turns of the blocking client."""
+"""Dialogues and turns of both clients: thin, what they decide is in `_state`."""
 
+import asyncio
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-from turnwise._messages import Receipt, SlotValue
-from turnwise._state import DialogueState, Flow, TurnState
+from turnwise._replies import Receipt
+from turnwise._requests import SlotValue
+from turnwise._state import DialogueState, Flow, TurnState, leave_timeout_s
 
 Runner = Callable[[Flow[Any], float | None], Any]
+AsyncRunner = Callable[[Flow[Any], float | None], Coroutine[Any, Any, Any]]
 
 
 class Turn(TurnState):
@@ -183,7 +186,123 @@ class Dialogue:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with self._one_at_a_time:
-            self._run(self._state.leave(), None)
+            self._run(self._state.leave(), leave_timeout_s(kind))
 
     def __repr__(self) -> str:
         return f"<Dialogue {self.id!r}, {len(self._turns)} turns{', ended' if self.ended else ''}>"
+
+
+class AsyncTurn(TurnState):
+    """As `Turn`, awaited."""
+
+    _run: AsyncRunner
+    _state: DialogueState
+
+    async def reward(self, value: float, comment: str = "", *, timeout: float | None = None) -> Receipt:
+        """As `Turn.reward`."""
+        receipt: Receipt = await self._run(self._state.reward(self, value, comment), timeout)
+        return receipt
+
+    async def correct(self, action: str, comment: str = "", *, timeout: float | None = None) -> Receipt:
+        """As `Turn.correct`."""
+        receipt: Receipt = await self._run(self._state.correct(self, action, comment), timeout)
+        return receipt
+
+    async def retract(self, *, timeout: float | None = None) -> Receipt:
+        """As `Turn.retract`."""
+        receipt: Receipt = await self._run(self._state.retract(self), timeout)
+        return receipt
+
+    async def overridden(
+        self, action: str, probability: float | None = None, *, timeout: float | None = None
+    ) -> Receipt:
+        """As `Turn.overridden`."""
+        receipt: Receipt = await self._run(self._state.overridden(self, action, probability), timeout)
+        return receipt
+
+    async def dropped(self, *, timeout: float | None = None) -> Receipt:
+        """As `Turn.dropped`."""
+        receipt: Receipt = await self._run(self._state.dropped(self), timeout)
+        return receipt
+
+
+class AsyncDialogue:
+    """As `Dialogue`, awaited, and an async context manager."""
+
+    def __init__(self, run: AsyncRunner, state: DialogueState, turns: list[AsyncTurn]) -> None:
+        self._run = run
+        self._state = state
+        self._turns = turns
+        self._one_at_a_time = asyncio.Lock()
+
+    @property
+    def id(self) -> str:
+        """As `Dialogue.id`."""
+        return self._state.dialogue_id
+
+    @property
+    def token(self) -> str:
+        """As `Dialogue.token`."""
+        return self._state.token_text()
+
+    @property
+    def turns(self) -> tuple[AsyncTurn, ...]:
+        """As `Dialogue.turns`."""
+        return tuple(self._turns)
+
+    @property
+    def ended(self) -> bool:
+        """As `Dialogue.ended`."""
+        return self._state.ended
+
+    async def act(
+        self,
+        text: str | None = None,
+        *,
+        slots: Mapping[str, SlotValue] | None = None,
+        features: Iterable[float] | None = None,
+        allowed: Sequence[str] | None = None,
+        timeout: float | None = None,
+    ) -> AsyncTurn:
+        """As `Dialogue.act`."""
+        async with self._one_at_a_time:
+            reply, domain = await self._run(self._state.act(text, slots, features, allowed), timeout)
+            turn = AsyncTurn(reply, domain)
+            turn._run, turn._state = self._run, self._state
+            self._turns.append(turn)
+        return turn
+
+    async def end(
+        self,
+        outcome: str = "success",
+        reward: float | None = None,
+        *,
+        text: str | None = None,
+        slots: Mapping[str, SlotValue] | None = None,
+        features: Iterable[float] | None = None,
+        timeout: float | None = None,
+    ) -> Receipt:
+        """As `Dialogue.end`."""
+        async with self._one_at_a_time:
+            flow = self._state.end(outcome, reward, text, slots, features)
+            receipt: Receipt = await self._run(flow, timeout)
+        return receipt
+
+    def fork(self, index: int) -> "AsyncDialogue":
+        """As `Dialogue.fork`."""
+        state, turns = self._state.forked(self._turns, index)
+        return AsyncDialogue(self._run, state, turns)
+
+    async def __aenter__(self) -> "AsyncDialogue":
+        async with self._one_at_a_time:
+            await self._run(self._state.begin(), None)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        async with self._one_at_a_time:
+            await self._run(self._state.leave(), leave_timeout_s(kind))
+
+    def __repr__(self) -> str:
+        return f"<AsyncDialogue {self.id!r}, {len(self._turns)} turns{', ended' if self.ended else ''}>"

@@ -19,7 +19,8 @@ from turnwise._errors import (
     Overloaded,
     TurnwiseError,
 )
-from turnwise._messages import Reply, Request
+from turnwise._replies import Reply
+from turnwise._requests import Request
 from turnwise._routing import Call, Router
 from turnwise.v1 import dialogue_pb2 as pb
 

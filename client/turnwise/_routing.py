@@ -15,6 +15,7 @@ import heapq
 import random
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from itertools import count
 from types import MappingProxyType
@@ -31,7 +32,8 @@ from turnwise._errors import (
     UnexpectedReply,
     error_from_status,
 )
-from turnwise._messages import Reply, Request
+from turnwise._replies import Reply
+from turnwise._requests import Request
 from turnwise.v1 import dialogue_pb2 as pb
 
 
@@ -90,6 +92,7 @@ class Address:
     unary: bool = False  # it has answered UNIMPLEMENTED to Converse
     failures: int = 0
     retry_at: float = 0.0
+    error: TurnwiseError | None = None  # why it is left alone until then
     avoid_until: float = 0.0
 
 
@@ -256,7 +259,7 @@ class Router:
         self._settle_down(attempt)
         self._detach(attempt)
         if isinstance(error, ActorUnavailable):
-            self._back_off(attempt.address)
+            self._back_off(attempt.address, error)
             if error.reason == "DRAINING":
                 attempt.address.avoid_until = self._clock() + self._config.avoid_s
         if attempt.stream is None and isinstance(error, ActorUnavailable | Cancelled):
@@ -283,7 +286,7 @@ class Router:
             if error is None and attempts:
                 error = ActorUnavailable(f"{address.target} closed the stream with requests in flight")
             if error is not None and (attempts or not stream.draining):
-                self._back_off(address)
+                self._back_off(address, error)
         for attempt in attempts:
             if isinstance(error, AccessDenied) and not stream.answered:
                 self._finish(attempt.call, error)
@@ -324,8 +327,10 @@ class Router:
         best: tuple[bool, int, int] | None = None
         chosen: Address | None = None
         for index, address in enumerate(self._addresses):
-            if address in asked or address.retry_at > now or address.in_flight >= self._config.max_in_flight:
+            if address in asked or address.in_flight >= self._config.max_in_flight:
                 continue
+            if address.retry_at > now and (call.sends or address.retry_at < call.deadline):
+                continue  # but a call that would expire until then tries once
             avoided = address.avoid_until > now
             if trusted and avoided:
                 continue
@@ -388,11 +393,12 @@ class Router:
         if stream.address.stream is stream:
             stream.address.stream = None
 
-    def _back_off(self, address: Address) -> None:
+    def _back_off(self, address: Address, error: TurnwiseError) -> None:
         config = self._config
         delay = min(config.max_backoff_s, config.first_backoff_s * 2.0 ** min(address.failures, 16))
         delay *= random.uniform(0.8, 1.2)  # clients that lost the same actor come back one by one
         address.failures += 1
+        address.error = error
         address.retry_at = self._clock() + delay
         self.later(delay, self._place_waiting)
 
@@ -462,13 +468,15 @@ class Router:
 
     def _expire(self, call: Call) -> None:
         names = ", ".join(address.target for address in self._addresses)
-        if isinstance(call.error, ActorUnavailable) and not call.attempts:
-            error: TurnwiseError = call.error
+        refused = [address.error for address in self._addresses if address.retry_at > self._clock()]
+        last = call.error or next((error for error in refused if error), None)
+        if isinstance(last, ActorUnavailable) and not call.attempts:
+            self._finish(call, last)
         elif call.sends:
-            error = DeadlineExceeded(f"no answer in time from {names}, asked {call.sends} times")
+            self._finish(call, DeadlineExceeded(f"no answer in time from {names}; sent {call.sends} times"))
         else:
-            error = DeadlineExceeded(f"{names}: all at their {self._config.max_in_flight} requests in flight")
-        self._finish(call, error)
+            full = f"{self._config.max_in_flight} requests in flight at each of {names}"
+            self._finish(call, DeadlineExceeded(f"no room until the deadline: {full}"))
         for attempt in list(call.attempts):
             self._detach(attempt)
         self._place_waiting()
@@ -479,7 +487,8 @@ class Router:
             return
         call.finished = True
         self._calls.discard(call)
-        call.done(outcome)
+        # Calls that failed together get an error each: they are raised in different places.
+        call.done(copy(outcome) if isinstance(outcome, TurnwiseError) else outcome)
 
 
 def _converse(correlation_id: int, timeout_s: float, request: Request) -> pb.ConverseRequest:

@@ -16,11 +16,8 @@ from turnwise._errors import (
     Violation,
     invalid,
 )
-from turnwise._messages import (
-    Domain,
-    PolicyVersion,
-    Receipt,
-    Reply,
+from turnwise._replies import Domain, PolicyVersion, Receipt, Reply, read_domain, read_q_values, read_receipt
+from turnwise._requests import (
     Request,
     Revisions,
     SlotValue,
@@ -31,13 +28,9 @@ from turnwise._messages import (
     new_id,
     observation,
     overridden_request,
-    read_domain,
-    read_q_values,
-    read_receipt,
     start_request,
-    token_from_str,
-    token_to_str,
 )
+from turnwise._tokens import token_from_str, token_to_str
 from turnwise.v1 import dialogue_pb2 as pb
 
 T = TypeVar("T")
@@ -293,6 +286,11 @@ class DialogueState:
             except TurnwiseError as error:  # the turn itself is good
                 _log.warning("could not get domain %s: %s", turn.domain_fingerprint, error)
         return self._domains.get(turn.domain_fingerprint)
+
+
+def leave_timeout_s(kind: type[BaseException] | None) -> float | None:
+    """Seconds that leaving a block may take; None: as any call. Who presses Ctrl-C will not wait."""
+    return 1.0 if kind is not None and not issubclass(kind, Exception) else None
 
 
 def describe(domains: Domains) -> Flow[Domain]:

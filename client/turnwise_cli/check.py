@@ -20,8 +20,10 @@ def command(domain: Path, against: Path | None) -> None:
 
     Exits with 1 if there is an error.
     """
-    from turnwise_actor.policy import Domain, DomainError, check_domain
-
+    try:
+        from turnwise_actor.policy import Domain, DomainError, check_domain
+    except ModuleNotFoundError as error:
+        raise click.ClickException(f"{error}; install it with: pip install 'turnwise[actor]'") from error
     try:
         new = Domain.load(domain)
         old = None if against is None else Domain.load(against)

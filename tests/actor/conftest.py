@@ -71,7 +71,9 @@ async def learner() -> AsyncIterator[LearnerEnd]:
 
 
 @pytest.fixture
-def config(domain_file: Path, key_file: Path, tmp_path: Path, learner: LearnerEnd, domain: Domain) -> ActorConfig:
+def config(
+    domain_file: Path, key_file: Path, tmp_path: Path, learner: LearnerEnd, domain: Domain
+) -> ActorConfig:
     policy_file = tmp_path / "1.1.safetensors"
     policy_file.write_bytes(make_policy(domain).to_bytes())
     return ActorConfig(
@@ -83,7 +85,11 @@ def config(domain_file: Path, key_file: Path, tmp_path: Path, learner: LearnerEn
         policy_path=policy_file,
         drain_s=2.0,
         uplink=UplinkConfig(
-            settle_wait_ms=200, reconnect_min_s=0.02, reconnect_max_s=0.1, ack_timeout_s=1.0, report_interval_s=0.1
+            settle_wait_ms=200,
+            reconnect_min_s=0.02,
+            reconnect_max_s=0.1,
+            ack_timeout_s=1.0,
+            report_interval_s=0.1,
         ),
         spool=SpoolConfig(adopt_interval_s=0.1),
         stream=StreamConfig(quiet_s=0.1, move_s=1.0),
@@ -122,7 +128,11 @@ def write_keys(file: Path, *names: str, active: str = "") -> Path:
 
 
 def make_policy(
-    domain: Domain, version: str = "1.1", favourite: str = "greet", epsilon: float = 0.5, learned_through: int = 7
+    domain: Domain,
+    version: str = "1.1",
+    favourite: str = "greet",
+    epsilon: float = 0.5,
+    learned_through: int = 7,
 ) -> Policy:
     """A policy that prefers one action whatever it sees, and explores in teach and serve."""
     blank = initial_policy(domain)
@@ -139,6 +149,7 @@ def make_policy(
 
 async def eventually(condition: Callable[[], Any], timeout_s: float = 8.0) -> Any:
     """The first true value of a condition."""
+
     async def poll() -> Any:
         while not (value := condition()):
             await asyncio.sleep(0.01)

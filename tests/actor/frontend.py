@@ -23,7 +23,9 @@ def fresh(prefix: str) -> str:
     return f"{prefix}-{next(_numbers)}"
 
 
-def seen(text: str = "hello", features: tuple[float, ...] = (0.0, 0.0), **slots: str | float | bool) -> pb.Observation:
+def seen(
+    text: str = "hello", features: tuple[float, ...] = (0.0, 0.0), **slots: str | float | bool
+) -> pb.Observation:
     observation = pb.Observation(text=text, features=struct.pack(f"<{len(features)}f", *features))
     for name, value in slots.items():
         slot = observation.slots.add(name=name)
@@ -81,7 +83,9 @@ class Frontend:
         self.channel = channel
         self.stub: Any = DialogueStub(channel)
 
-    async def start(self, dialogue_id: str = "", mode: Any = pb.TEACH, user: str = "ann") -> pb.StartDialogueReply:
+    async def start(
+        self, dialogue_id: str = "", mode: Any = pb.TEACH, user: str = "ann"
+    ) -> pb.StartDialogueReply:
         request = pb.StartDialogueRequest(dialogue_id=dialogue_id or fresh("dialogue"), user=user, mode=mode)
         return await self.stub.StartDialogue(request)
 

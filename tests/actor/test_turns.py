@@ -49,7 +49,9 @@ async def test_what_is_not_allowed_is_never_chosen(new_actor: ActorFactory) -> N
     assert np.isnan(np.frombuffer(turns[0].q_values, "<f4")).tolist() == [True, False, False]
 
 
-@pytest.mark.parametrize(("mode", "explores"), [(pb.TEACH, True), (pb.SERVE, True), (pb.SHADOW, False), (pb.EVALUATE, False)])
+@pytest.mark.parametrize(
+    ("mode", "explores"), [(pb.TEACH, True), (pb.SERVE, True), (pb.SHADOW, False), (pb.EVALUATE, False)]
+)
 async def test_only_teach_and_serve_explore(new_actor: ActorFactory, mode: pb.Mode, explores: bool) -> None:
     _, bot = await new_actor()
     token = (await bot.start(mode=mode)).token
@@ -81,7 +83,9 @@ async def test_a_retry_gives_the_same_decision_at_another_actor(
     (_, one), (_, other) = await new_actor(), await new_actor()
     for _ in range(8):
         token, request_id = (await one.start()).token, fresh("retried")
-        turns = [await bot.act(token, seen("again", vip=True, items=2), request_id) for bot in (one, other, one)]
+        turns = [
+            await bot.act(token, seen("again", vip=True, items=2), request_id) for bot in (one, other, one)
+        ]
         shown = {(turn.decision_id, turn.action, turn.say, turn.probability) for turn in turns}
         assert len(shown) == 1
     await eventually(lambda: len(learner.of_kind("decided")) == 8)

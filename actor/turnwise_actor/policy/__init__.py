@@ -1,17 +1,6 @@
 """What acts: domain, encoder, network, exploration, policy file. Pure numpy; no gRPC, no wire types."""
 
-from turnwise_actor.policy.domain import (
-    ActionSpec,
-    BoolSlot,
-    CategorySlot,
-    DialogueSpec,
-    Domain,
-    NumberSlot,
-    RewardSpec,
-    Slot,
-    StateSpec,
-    TextSpec,
-)
+from turnwise_actor.policy.domain import Domain
 from turnwise_actor.policy.domain_file import DomainError, Problem
 from turnwise_actor.policy.encoder import Encoder, EncodingError, FieldViolation, RawObservation
 from turnwise_actor.policy.explore import decision_seed, draw, greedy, mix
@@ -23,6 +12,17 @@ from turnwise_actor.policy.policy_file import (
     PolicyFileError,
     PolicyVersion,
     initial_policy,
+)
+from turnwise_actor.policy.sections import (
+    ActionSpec,
+    BoolSlot,
+    CategorySlot,
+    DialogueSpec,
+    NumberSlot,
+    RewardSpec,
+    Slot,
+    StateSpec,
+    TextSpec,
 )
 from turnwise_actor.policy.spec import NetworkSpec, default_spec
 

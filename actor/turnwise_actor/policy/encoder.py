@@ -28,8 +28,9 @@ from hashlib import blake2b
 import numpy as np
 import numpy.typing as npt
 
-from turnwise_actor.policy.domain import OTHER, BoolSlot, CategorySlot, Domain, NumberSlot, Slot
+from turnwise_actor.policy.domain import Domain
 from turnwise_actor.policy.domain_file import did_you_mean, is_finite, show
+from turnwise_actor.policy.sections import OTHER, BoolSlot, CategorySlot, NumberSlot, Slot
 
 Float32 = npt.NDArray[np.float32]
 
@@ -40,7 +41,7 @@ MAX_FEATURE = 1e6
 """Raw features lie within plus and minus this: beyond it the network's sums are no longer sound."""
 _FEATURE_WANTED = f"a number from {-MAX_FEATURE:g} to {MAX_FEATURE:g}; not NaN"
 
-_CACHED_TOKENS = 8192
+_CACHED_TOKENS = 4096
 _CACHED_CHARS = 32
 """Longer words are hashed anew each time, so that the caches stay within a few megabytes."""
 

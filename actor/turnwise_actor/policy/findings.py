@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from turnwise_actor.policy.domain import CategorySlot, Domain, NumberSlot, Slot, TextSpec
+from turnwise_actor.policy.domain import Domain
 from turnwise_actor.policy.encoder import Encoder
+from turnwise_actor.policy.sections import CategorySlot, NumberSlot, Slot, TextSpec
 from turnwise_actor.policy.spec import default_spec
 
 _SENTENCE_FEATURES = 60

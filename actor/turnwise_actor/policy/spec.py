@@ -6,8 +6,9 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from turnwise_actor.policy.domain import ACTIVATIONS, Domain
+from turnwise_actor.policy.domain import Domain
 from turnwise_actor.policy.encoder import Encoder
+from turnwise_actor.policy.sections import ACTIVATIONS
 
 Activation = Literal["relu", "tanh", "silu"]
 LAYER_NORM_EPS = 1e-5

@@ -32,7 +32,8 @@ from typing import Any, Literal, TypeAlias
 import grpc
 
 from turnwise._errors import TokenRejected
-from turnwise._messages import MODES, token_from_str, token_to_str
+from turnwise._requests import MODES
+from turnwise._tokens import token_from_str, token_to_str
 from turnwise.testing._checks import Checks, Refusal, SlotKind
 from turnwise.testing._wire import Servicer
 from turnwise.v1 import dialogue_pb2 as pb
@@ -107,6 +108,7 @@ class FakeActor:
         converse: False: answers UNIMPLEMENTED to Converse, as a proxy without streams would.
         key: Fakes of one key take each other's tokens.
         port: 0: any free one.
+        interceptors: gRPC interceptors of the server, to see or refuse what arrives.
 
     Attributes:
         received: The turns asked, in order.
@@ -133,6 +135,7 @@ class FakeActor:
         converse: bool = True,
         key: bytes = b"turnwise.testing",
         port: int = 0,
+        interceptors: "Sequence[grpc.ServerInterceptor[Any, Any]]" = (),
     ) -> None:
         phrasings = actions if isinstance(actions, Mapping) else {action: action for action in actions}
         if not phrasings:
@@ -157,7 +160,9 @@ class FakeActor:
         self._refusals_left = 0.0
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(64, thread_name_prefix="fake-actor")
-        self._server = grpc.server(self._pool, options=[("grpc.so_reuseport", 0)])
+        self._server = grpc.server(
+            self._pool, interceptors=list(interceptors), options=[("grpc.so_reuseport", 0)]
+        )
         self._wire = Servicer(self._answer, converse)
         dialogue_pb2_grpc.add_DialogueServicer_to_server(self._wire, self._server)
         bound = self._server.add_insecure_port(f"127.0.0.1:{port}")

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 import grpc
 
-from turnwise._messages import OUTCOMES
+from turnwise._requests import OUTCOMES
 from turnwise.v1 import dialogue_pb2 as pb
 from turnwise.v1 import status_pb2
 

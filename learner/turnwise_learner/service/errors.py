@@ -1,12 +1,14 @@
 """How the learner's services report errors: a status code, a message for people, details for programs."""
 
-from typing import Any, NoReturn, TypeAlias
+from types import TracebackType
+from typing import Any, NoReturn, TypeAlias, cast
 
 import grpc
 import grpc.aio
 from google.protobuf import any_pb2
 
 from turnwise.v1 import status_pb2
+from turnwise_learner.journal import JournalError
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -46,3 +48,24 @@ def invalid(field: str, got: object, wanted: str) -> RefusedError:
 def unavailable(message: str) -> RefusedError:
     """UNAVAILABLE: the same call may succeed later."""
     return RefusedError(grpc.StatusCode.UNAVAILABLE, message)
+
+
+class Answering:
+    """Around the answering of a call: what is refused inside ends the call with its status.
+
+    A journal that cannot commit or be read makes the call UNAVAILABLE.
+    """
+
+    def __init__(self, context: object) -> None:
+        self._call = cast(Context, context)
+
+    async def __aenter__(self) -> Context:
+        return self._call
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, JournalError):
+            error = unavailable(str(error))
+        if isinstance(error, RefusedError):
+            await error.abort(self._call)

@@ -169,7 +169,7 @@ class Journal:
             results = [submission.work(self._connection) for submission in submissions]
             tally = self._count_new()
             self._connection.execute("COMMIT")
-        except (sqlite3.Error, OverflowError) as error:
+        except Exception as error:  # noqa: BLE001 every submitter gets it; the writer must go on
             log.error("the journal could not commit %d submissions: %s", len(submissions), error)
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")

@@ -13,7 +13,7 @@ from turnwise_learner.journal import DECIDED, ENDED, FEEDBACK, STARTED
 from turnwise_learner.service import versions
 from turnwise_learner.service.actors import Actors
 from turnwise_learner.service.broadcast import Broadcast
-from turnwise_learner.service.errors import Context, RefusedError, invalid, unavailable
+from turnwise_learner.service.errors import Answering, Context, RefusedError, invalid, unavailable
 from turnwise_learner.service.journal import Journal, now_ms
 from turnwise_learner.service.standing_orders import StandingOrders
 from turnwise_learner.service.trainer_link import TRAINER_AWAY, TrainerLink
@@ -96,53 +96,50 @@ class OperatorServicer(training_pb2_grpc.OperatorServicer):
         self, request: training_pb2.SaveCheckpointRequest, context: object
     ) -> training_pb2.CheckpointInfo:
         """See training.proto."""
-        command = training_pb2.TrainerCommand(save_checkpoint=request)
-        return (await self._ask(command, cast(Context, context))).checkpoint
+        async with Answering(context) as call:
+            done = await self._ask(training_pb2.TrainerCommand(save_checkpoint=request), call)
+            return done.checkpoint
 
     async def ListVersions(
         self, request: training_pb2.ListVersionsRequest, context: object
     ) -> training_pb2.VersionList:
         """See training.proto."""
-        limit = min(request.limit or _DEFAULT_VERSIONS, _MAX_VERSIONS)
-        listed = await self._journal.submit(lambda c: versions.recent_versions(c, limit))
-        return training_pb2.VersionList(versions=listed)
+        async with Answering(context):
+            limit = min(request.limit or _DEFAULT_VERSIONS, _MAX_VERSIONS)
+            listed = await self._journal.submit(lambda c: versions.recent_versions(c, limit))
+            return training_pb2.VersionList(versions=listed)
 
     async def Rollback(
         self, request: training_pb2.RollbackRequest, context: object
     ) -> training_pb2.RollbackReply:
         """See training.proto."""
-        call = cast(Context, context)
-        try:
-            command = await self._rollback_command(request.version)
-        except RefusedError as error:
-            await error.abort(call)
-        return training_pb2.RollbackReply(published=(await self._ask(command, call)).published)
+        async with Answering(context) as call:
+            done = await self._ask(await self._rollback_command(request.version), call)
+            return training_pb2.RollbackReply(published=done.published)
 
     async def Pause(self, request: Any, context: object) -> training_pb2.PauseReply:
         """See training.proto."""
-        return await self._pause(True, cast(Context, context))
+        return await self._pause(True, context)
 
     async def Resume(self, request: Any, context: object) -> training_pb2.PauseReply:
         """See training.proto."""
-        return await self._pause(False, cast(Context, context))
+        return await self._pause(False, context)
 
     async def SetExploration(
         self, request: training_pb2.SetExplorationRequest, context: object
     ) -> training_pb2.SetExplorationReply:
         """See training.proto."""
-        call = cast(Context, context)
-        try:
+        async with Answering(context) as call:
             _check_exploration(request)
-        except RefusedError as error:
-            await error.abort(call)
-        done = await self._ask(training_pb2.TrainerCommand(set_exploration=request), call)
-        await self._orders.explore(request)
-        return training_pb2.SetExplorationReply(exploration=done.exploration)
+            done = await self._ask(training_pb2.TrainerCommand(set_exploration=request), call)
+            await self._orders.explore(request)
+            return training_pb2.SetExplorationReply(exploration=done.exploration)
 
-    async def _pause(self, paused: bool, call: Context) -> training_pb2.PauseReply:
-        done = await self._ask(training_pb2.TrainerCommand(pause=paused), call)
-        await self._orders.pause(paused)
-        return training_pb2.PauseReply(paused=done.paused)
+    async def _pause(self, paused: bool, context: object) -> training_pb2.PauseReply:
+        async with Answering(context) as call:
+            done = await self._ask(training_pb2.TrainerCommand(pause=paused), call)
+            await self._orders.pause(paused)
+            return training_pb2.PauseReply(paused=done.paused)
 
     async def _rollback_command(self, version: dialogue_pb2.PolicyVersion) -> training_pb2.TrainerCommand:
         """Journals the generation that a rollback begins."""
@@ -157,13 +154,10 @@ class OperatorServicer(training_pb2_grpc.OperatorServicer):
         return training_pb2.TrainerCommand(rollback=rollback)
 
     async def _ask(self, command: training_pb2.TrainerCommand, call: Context) -> training_pb2.CommandDone:
-        """The trainer's answer within the caller's deadline, or the end of the call."""
+        """The trainer's answer, within the caller's deadline."""
         remaining_s = call.time_remaining()
         timeout_s = self._command_timeout_s if remaining_s is None else remaining_s
-        try:
-            return await self._link.command(command, min(timeout_s, self._command_timeout_s))
-        except RefusedError as error:
-            await error.abort(call)
+        return await self._link.command(command, min(timeout_s, self._command_timeout_s))
 
 
 def _check_exploration(request: training_pb2.SetExplorationRequest) -> None:

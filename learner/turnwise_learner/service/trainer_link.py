@@ -10,16 +10,15 @@ import itertools
 import logging
 from collections import deque
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import grpc
 
 from turnwise.v1 import training_pb2, training_pb2_grpc
 from turnwise_actor.policy import PolicyVersion
-from turnwise_learner.journal import JournalError
 from turnwise_learner.service import versions
 from turnwise_learner.service.broadcast import Broadcast, PolicyOnAir
-from turnwise_learner.service.errors import Context, RefusedError, invalid, unavailable
+from turnwise_learner.service.errors import Answering, Context, RefusedError, invalid, unavailable
 from turnwise_learner.service.journal import Journal
 from turnwise_learner.service.standing_orders import StandingOrders
 
@@ -119,7 +118,11 @@ class TrainerLink:
         return await self._journal.submit(lambda c: versions.begin_generation(c, cause, above))
 
     async def attach(self, hello: training_pb2.TrainerHello) -> _Session:
-        """Begins a session; the one before ends."""
+        """Begins a session; the one before ends.
+
+        Raises:
+            RefusedError: The trainer does not belong to this journal, or another has begun since.
+        """
         if hello.journal_id != self._journal.journal_id:
             message = (
                 f"journal_id: got {hello.journal_id!r}; wanted {self._journal.journal_id!r}: this trainer, "
@@ -225,8 +228,7 @@ class TrainerServicer(training_pb2_grpc.TrainerServicer):
 
     async def Attach(self, request_iterator: object, context: object) -> None:  # type: ignore[override]
         """See training.proto."""
-        call = cast(Context, context)
-        try:
+        async with Answering(context) as call:
             first = await call.read()
             if not isinstance(first, training_pb2.TrainerMessage):
                 return
@@ -237,11 +239,6 @@ class TrainerServicer(training_pb2_grpc.TrainerServicer):
                 await self._run(call, session)
             finally:
                 self._link.detach(session)
-        except RefusedError as error:
-            log.warning("a trainer was refused: %s", error.message)
-            await error.abort(call)
-        except JournalError as error:
-            await unavailable(str(error)).abort(call)
 
     async def _run(self, call: Context, session: _Session) -> None:
         """Until the trainer ends the stream, or another one has attached."""

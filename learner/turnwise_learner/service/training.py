@@ -3,20 +3,21 @@
 import asyncio
 import logging
 from dataclasses import dataclass, field
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import grpc
 
 from turnwise.v1 import training_pb2, training_pb2_grpc
 from turnwise_actor.policy import PolicyVersion
-from turnwise_learner.journal import JournalError
 from turnwise_learner.service.actors import Actors, Presence
 from turnwise_learner.service.broadcast import Broadcast
-from turnwise_learner.service.errors import Context, RefusedError, unavailable
+from turnwise_learner.service.errors import Answering, Context, RefusedError, unavailable
 from turnwise_learner.service.facts import to_rows
 from turnwise_learner.service.journal import Journal
 
 log = logging.getLogger(__name__)
+
+STOPPING = "the learner is stopping"
 
 _MAX_UNANSWERED_BATCHES = 64
 """Batches of one stream that may wait for their commit; the stream is not read beyond."""
@@ -62,37 +63,35 @@ class TrainingServicer(training_pb2_grpc.TrainingServicer):
 
     async def AppendFacts(self, request_iterator: object, context: object) -> None:  # type: ignore[override]
         """See training.proto."""
-        call = cast(Context, context)
-        stream = _Stream(Presence(self._actors))
-        if self._draining:
-            await unavailable("the learner is stopping").abort(call)
-        stream.reader = asyncio.create_task(self._read(call, stream), name="facts-reader")
-        self._streams.add(stream)
-        try:
-            await self._answer(call, stream)
-            await asyncio.gather(stream.reader, return_exceptions=self._draining)
-        except JournalError as error:
-            await unavailable(str(error)).abort(call)
-        finally:
-            self._streams.discard(stream)
-            stream.reader.cancel()
-            stream.presence.leave()
-        if self._draining:
-            await unavailable("the learner is stopping").abort(call)
+        async with Answering(context) as call:
+            if self._draining:
+                raise unavailable(STOPPING)
+            stream = _Stream(Presence(self._actors))
+            stream.reader = asyncio.create_task(self._read(call, stream), name="facts-reader")
+            self._streams.add(stream)
+            try:
+                await self._answer(call, stream)
+                await asyncio.gather(stream.reader, return_exceptions=self._draining)
+            finally:
+                self._streams.discard(stream)
+                stream.reader.cancel()
+                stream.presence.leave()
+            if self._draining:
+                raise unavailable(STOPPING)
 
     async def WatchPolicy(self, request: training_pb2.WatchPolicyRequest, context: object) -> None:  # type: ignore[override]
         """See training.proto."""
-        call = cast(Context, context)
-        if request.domain_fingerprint not in ("", self._fingerprint):
-            await self._foreign(request).abort(call)
-        have = PolicyVersion(request.have.generation, request.have.number)
-        current = self._broadcast.current
-        if current is not None and have > current.version:
-            log.warning("actor %s has policy %s; the newest here is %s", request.actor, have, current.version)
-        async for policy in self._broadcast.newer_than(have):
-            for chunk in policy.chunks:
-                await call.write(chunk)
-        await unavailable("the learner is stopping").abort(call)
+        async with Answering(context) as call:
+            if request.domain_fingerprint not in ("", self._fingerprint):
+                raise self._foreign(request)
+            have = PolicyVersion(request.have.generation, request.have.number)
+            current = self._broadcast.current
+            if current is not None and have > current.version:
+                log.warning("actor %s has policy %s; here is %s", request.actor, have, current.version)
+            async for policy in self._broadcast.newer_than(have):
+                for chunk in policy.chunks:
+                    await call.write(chunk)
+            raise unavailable(STOPPING)
 
     def _foreign(self, request: training_pb2.WatchPolicyRequest) -> RefusedError:
         message = (

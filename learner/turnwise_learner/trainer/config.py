@@ -22,7 +22,7 @@ class TrainerConfig:
     """Newest checkpoints kept, besides one a day and the pinned ones."""
     publish_every_s: float = 0.05
     """Shortest time between two policy versions."""
-    report_every_s: float = 0.5
+    report_every_s: float = 0.2
     idle_wait_s: float = 0.25
     """How long the loop waits for the journal when there is nothing to do; a lesson wakes it at once."""
     parent_pid: int = 0

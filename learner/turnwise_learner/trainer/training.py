@@ -28,6 +28,7 @@ from turnwise_learner.trainer.versions import VersionFolder
 logger = logging.getLogger("turnwise.trainer")
 
 _WELCOME_TIMEOUT_S = 60.0
+_RATE_WINDOW_S = 0.4
 
 
 def start_ray() -> None:
@@ -290,16 +291,18 @@ class Training:
 
 
 class _Rate:
-    """Increase a second of a counter, between two looks at it."""
+    """Increase a second of a counter, over the last whole window between two looks at it."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._at, self._value = clock, clock(), 0
+        self._rate = 0.0
 
     def of(self, value: int) -> float:
-        now = self._clock()
-        rate = max(0.0, (value - self._value) / max(now - self._at, 1e-3))
-        self._at, self._value = now, value
-        return rate
+        elapsed = self._clock() - self._at
+        if elapsed >= _RATE_WINDOW_S:
+            self._rate = max(0.0, (value - self._value) / elapsed)
+            self._at, self._value = self._at + elapsed, value
+        return self._rate
 
 
 def _warnings(domain: Domain, counters: Any) -> Any:

@@ -169,6 +169,7 @@ def test_an_error_names_the_file(tmp_path: Path) -> None:
         ({"actions": [{"id": "only"}]}, "actions"),
         ({"actions": None}, "actions"),
         ({"actions": [{"id": "a"}, "b"]}, "actions[1]"),
+        ({"actions": [{"id": "a"}, {"id": "b"}, None]}, "actions[2]"),
         ({"actions": [{"id": "a"}, {"id": 3}]}, "actions[1].id"),
         ({"actions": [{"id": "a", "say": [""]}, {"id": "b"}]}, "actions[0].say[0]"),
         ({"actions": [{"id": "a", "say": "\ud83d"}, {"id": "b"}]}, "actions[0].say"),
@@ -347,3 +348,14 @@ def test_the_full_example_is_also_plain_yaml() -> None:
     assert Domain.from_mapping(yaml.safe_load(FULL.replace("no]", "'no']").replace("3e-3", "0.003"))) == (
         Domain.from_yaml(FULL)
     )
+
+
+def test_an_empty_learning_field_is_the_learners_to_judge() -> None:
+    learning = Domain.from_mapping(full(learning={"grad_clip": None, "gamma": None, "hidden": None})).learning
+    assert learning == {
+        "gamma": 0.0,
+        "n_step": 1,
+        "updates_per_lesson": 8,
+        "batch_size": 32,
+        "grad_clip": None,
+    }

@@ -122,7 +122,7 @@ class FakeTrainer:
             assert first.HasField("welcome")
             self.welcome = first.welcome
             self.grown.set()
-            async for command in self.call:
+            while isinstance(command := await self.call.read(), training_pb2.TrainerCommand):
                 if command.WhichOneof("command") == "journal_cursor":
                     assert command.journal_cursor > self.cursor
                     self.cursor = command.journal_cursor

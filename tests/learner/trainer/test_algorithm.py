@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.learner.trainer.facts import Journal, make_domain
 
+from tests.learner.trainer.facts import Journal, make_domain
 from turnwise_actor.policy import PolicyVersion
 from turnwise_learner.trainer.algorithm import TurnwiseDQN, TurnwiseDQNConfig
 from turnwise_learner.trainer.assembler import Assembler
@@ -187,7 +187,7 @@ def test_checkpoints_are_complete_or_absent_and_pruned(tmp_path: Path) -> None:
     assert folder.latest_name() == names[3]
     assert [c.path.name for c in folder.all()] == [names[0], names[2], names[3]]
     (tmp_path / ".aside-torn").mkdir()
-    assert [c.path.name for c in CheckpointFolder(tmp_path).newest_first()][0] == names[3]
+    assert CheckpointFolder(tmp_path).newest_first()[0].path.name == names[3]
     assert not (tmp_path / ".aside-torn").exists()
 
 

@@ -1,15 +1,13 @@
-"""Facts in, turns out: the tables of docs/semantics.md."""
+"""Facts in, turns out; what the tables of docs/semantics.md (test_semantics.py) do not say."""
 
 import itertools
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.learner.trainer.facts import Journal, make_domain
 
-from turnwise.v1 import dialogue_pb2
+from tests.learner.trainer.facts import Journal, make_domain
 from turnwise_actor.policy import Domain
 from turnwise_learner.trainer.assembler import Assembler
 from turnwise_learner.trainer.turns import Change, TurnRecord
@@ -26,146 +24,6 @@ def assemble(journal: Journal) -> tuple[dict[str, TurnRecord], list[Change]]:
 
 def learned(turn: TurnRecord) -> tuple[Any, ...]:
     return turn.action, turn.reward, turn.successor, turn.terminated, turn.breaks_return
-
-
-GREET, ASK, BYE, NONE = 0, 1, 2, -1
-
-# facts -> {decision: (action, reward, successor, terminated, breaks_return)}
-TABLE: dict[str, tuple[float, Callable[[Journal], object], dict[str, tuple[Any, ...]]]] = {
-    "a decision that nobody met is a state, nothing more": (
-        0.0,
-        lambda j: j.decided("a"),
-        {"a": (NONE, None, "", False, True)},
-    ),
-    "a reward confirms its decision and is learned": (
-        0.0,
-        lambda j: (j.decided("a"), j.feedback("a", reward=-1)),
-        {"a": (GREET, -1.0, "", False, False)},
-    ),
-    "a reward that comes before its decision waits for it": (
-        0.0,
-        lambda j: (j.feedback("a", reward=1), j.decided("a", action="ask")),
-        {"a": (ASK, 1.0, "", False, False)},
-    ),
-    "the next act confirms the decision; unrated at gamma 0 is skipped": (
-        0.0,
-        lambda j: (j.decided("a"), j.decided("b", "a")),
-        {"a": (GREET, None, "b", False, True), "b": (NONE, None, "", False, True)},
-    ),
-    "unrated at gamma 0.9 is neutral": (
-        0.9,
-        lambda j: (j.decided("a"), j.decided("b", "a")),
-        {"a": (GREET, 0.0, "b", False, False), "b": (NONE, None, "", False, True)},
-    ),
-    "of one teacher the newest revision counts, whenever it comes": (
-        0.0,
-        lambda j: (
-            j.decided("a"),
-            j.feedback("a", revision=5, reward=1),
-            j.feedback("a", revision=2, reward=-1),
-        ),
-        {"a": (GREET, 1.0, "", False, False)},
-    ),
-    "across teachers the mean counts": (
-        0.0,
-        lambda j: (j.decided("a"), j.feedback("a", "ann", reward=1), j.feedback("a", "bob", reward=0)),
-        {"a": (GREET, 0.5, "", False, False)},
-    ),
-    "a retraction takes this teacher's feedback back, no other's": (
-        0.0,
-        lambda j: (
-            j.decided("a"),
-            j.feedback("a", "ann", reward=1),
-            j.feedback("a", "bob", reward=-1),
-            j.feedback("a", "ann", retraction=True),
-        ),
-        {"a": (GREET, -1.0, "", False, False)},
-    ),
-    "a corrected turn gives the wrong action no target": (
-        0.0,
-        lambda j: (j.decided("a"), j.feedback("a", correction="bye")),
-        {"a": (GREET, None, "", False, True)},
-    ),
-    "a corrected and rated turn has both": (
-        0.0,
-        lambda j: (j.decided("a"), j.feedback("a", correction="bye"), j.feedback("a", reward=-1)),
-        {"a": (GREET, -1.0, "", False, True)},
-    ),
-    "an overridden turn trains the action that went out and breaks returns": (
-        0.0,
-        lambda j: (j.decided("a"), j.delivered("a", "OVERRIDDEN", "bye"), j.feedback("a", reward=1)),
-        {"a": (BYE, 1.0, "", False, True)},
-    ),
-    "a dropped turn is never trained on": (
-        0.9,
-        lambda j: (j.decided("a"), j.delivered("a", "DROPPED"), j.feedback("a", reward=1)),
-        {"a": (NONE, None, "", False, True)},
-    ),
-    "the successor is the confirmed child, not the retry that nobody met": (
-        0.0,
-        lambda j: (
-            j.decided("a"),
-            j.decided("b1", "a"),
-            j.decided("b2", "a"),
-            j.feedback("b1", reward=1),
-            j.feedback("a", reward=1),
-        ),
-        {
-            "a": (GREET, 1.0, "b1", False, False),
-            "b1": (GREET, 1.0, "", False, False),
-            "b2": (NONE, None, "", False, True),
-        },
-    ),
-    "a terminated dialogue has no value after its last turn": (
-        0.9,
-        lambda j: (j.decided("a"), j.feedback("a", reward=1), j.ended("a", terminated=True)),
-        {"a": (GREET, 1.0, "", True, False)},
-    ),
-    "a truncated one goes on in the last state given": (
-        0.9,
-        lambda j: (j.decided("a"), j.feedback("a", reward=1), j.ended("a", False, last_text="then")),
-        {"a": (GREET, 1.0, "a:last", False, False), "a:last": (NONE, None, "", False, False)},
-    ),
-    "a late turn reopens an ended dialogue": (
-        0.9,
-        lambda j: (j.decided("a"), j.ended("a", terminated=True), j.decided("b", "a")),
-        {"a": (GREET, 0.0, "b", False, False), "b": (NONE, None, "", False, True)},
-    ),
-    "feedback on the whole dialogue goes to its last turn at gamma 0.9": (
-        0.9,
-        lambda j: (
-            j.decided("a"),
-            j.decided("b", "a"),
-            j.ended("b", terminated=True),
-            j.feedback("", reward=1),
-        ),
-        {"a": (GREET, 0.0, "b", False, False), "b": (GREET, 1.0, "", True, False)},
-    ),
-    "feedback on the whole dialogue is not learned at gamma 0": (
-        0.0,
-        lambda j: (j.decided("a"), j.ended("a", terminated=True), j.feedback("", reward=1)),
-        {"a": (GREET, None, "", True, True)},
-    ),
-    "evaluation never enters replay": (
-        0.0,
-        lambda j: (j.decided("a", mode=dialogue_pb2.EVALUATE), j.feedback("a", reward=1)),
-        {},
-    ),
-    "an unrecorded decision never enters replay": (
-        0.0,
-        lambda j: (j.decided("a", recorded=False), j.feedback("a", reward=1)),
-        {},
-    ),
-}
-
-
-@pytest.mark.parametrize("name", TABLE)
-def test_table(name: str) -> None:
-    gamma, say, wanted = TABLE[name]
-    journal = Journal(make_domain(gamma=gamma))
-    say(journal)
-    turns, _ = assemble(journal)
-    assert {decision: learned(turn) for decision, turn in turns.items()} == wanted
 
 
 def test_lessons_are_counted_when_they_change_something() -> None:

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.learner.trainer.facts import make_domain
 
+from tests.learner.trainer.facts import make_domain
 from turnwise_actor.policy import Network
 from turnwise_learner.trainer.algorithm import TurnwiseDQN, TurnwiseDQNConfig
 

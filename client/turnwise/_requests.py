@@ -1,31 +1,25 @@
-"""Builds requests and reads replies: pure, no I/O, shared by both clients.
+"""Builds requests from what callers give.
 
 Whatever can be known to be wrong without the server is refused here, naming the argument, the value
 and what is wanted. What depends on the domain is the server's to judge: it may have grown.
 """
 
-import base64
-import binascii
 import math
-import struct
 import sys
 import threading
 import time
 import uuid
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
-from turnwise._errors import TokenRejected, UnexpectedReply, invalid
+from turnwise._errors import invalid
 from turnwise.v1 import dialogue_pb2 as pb
 
 Request: TypeAlias = (
     pb.StartDialogueRequest | pb.ActRequest | pb.FeedbackRequest | pb.EndRequest | pb.DescribeDomainRequest
 )
-Reply: TypeAlias = pb.StartDialogueReply | pb.Turn | pb.Receipt | pb.DomainDescription
-
 SlotValue: TypeAlias = str | float | bool | None
 
 MODES = MappingProxyType({"teach": pb.TEACH, "serve": pb.SERVE, "shadow": pb.SHADOW, "evaluate": pb.EVALUATE})
@@ -33,186 +27,9 @@ TERMINATING = ("success", "failure", "goodbye")
 TRUNCATING = ("idle", "handoff", "limit", "abandoned")
 OUTCOMES = TERMINATING + TRUNCATING
 
-_TOKEN_FORMAT = 1
-_TOKEN_HEAD = struct.Struct("<B4s12sB")
-_TOKEN_TAG_BYTES = 16
-_TOKEN_MAX_BYTES = 64 * 1024
 _MAX_ID_BYTES = 128
 _MAX_COMMENT_BYTES = 4096
-
-
-# ---- what callers get -------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, order=True)
-class PolicyVersion:
-    """Which policy decided; versions order by generation, then number, and print as `3.17`.
-
-    Attributes:
-        generation: Grows with every start of the learner and every rollback.
-        number: From 1 in each generation; 0.0 is a policy that has learned nothing.
-    """
-
-    generation: int
-    number: int
-
-    def __str__(self) -> str:
-        return f"{self.generation}.{self.number}"
-
-
-@dataclass(frozen=True)
-class Receipt:
-    """Where a fact is durable.
-
-    Attributes:
-        settled: `LEARNER`: committed to the learner's journal. `SPOOLED`: fsynced on the actor's disk;
-            the client sends it again in the background until the learner has it.
-        journal_cursor: Its position in the journal when `LEARNER`, else 0: a turn whose
-            `learned_through` is at or beyond it was decided by a policy that has learned from it.
-    """
-
-    settled: Literal["LEARNER", "SPOOLED"]
-    journal_cursor: int
-
-
-@dataclass(frozen=True)
-class Slot:
-    """What the bot can be told under one slot name.
-
-    Attributes:
-        type: `category`, `number` or `bool`.
-        categories: The known categories; any other string counts as `<other>`.
-        min: Numbers below are clamped to it.
-        max: Numbers above are clamped to it.
-    """
-
-    name: str
-    type: str
-    categories: tuple[str, ...]
-    min: float
-    max: float
-
-
-@dataclass(frozen=True)
-class Domain:
-    """What the bot can see and do.
-
-    Attributes:
-        fingerprint: 16 hex digits over all that shapes the policy.
-        actions: Action ids, in the domain's order, each with its phrasings.
-        slots: What can be told, by name.
-        text: Whether the bot reads the person's words.
-        features: How many floats `features=` holds.
-        reward_min: The worst reward.
-        reward_max: The best reward.
-        gamma: Discount a turn; 0: each turn is judged alone.
-        idle_timeout_s: After so long a silence a dialogue continues as a new, linked one.
-        max_turns: After so many turns a dialogue should end with outcome `limit`.
-    """
-
-    name: str
-    version: str
-    fingerprint: str
-    actions: Mapping[str, tuple[str, ...]]
-    slots: Mapping[str, Slot]
-    text: bool
-    features: int
-    reward_min: float
-    reward_max: float
-    gamma: float
-    idle_timeout_s: int
-    max_turns: int
-
-
-def read_domain(described: pb.DomainDescription) -> Domain:
-    """The domain as callers see it."""
-    slots = {
-        slot.name: Slot(slot.name, slot.type, tuple(slot.categories), slot.min, slot.max)
-        for slot in described.slots
-    }
-    return Domain(
-        name=described.name,
-        version=described.version,
-        fingerprint=described.fingerprint,
-        actions=MappingProxyType({action.id: tuple(action.say) for action in described.actions}),
-        slots=MappingProxyType(slots),
-        text=described.text,
-        features=described.features,
-        reward_min=described.reward_min,
-        reward_max=described.reward_max,
-        gamma=described.gamma,
-        idle_timeout_s=described.idle_timeout_s,
-        max_turns=described.max_turns,
-    )
-
-
-def read_receipt(receipt: pb.Receipt) -> Receipt:
-    """The receipt as callers see it.
-
-    Raises:
-        UnexpectedReply: It does not say where the fact is.
-    """
-    if receipt.settled == pb.Receipt.LEARNER:
-        return Receipt("LEARNER", receipt.journal_cursor)
-    if receipt.settled == pb.Receipt.SPOOLED:
-        return Receipt("SPOOLED", 0)
-    raise UnexpectedReply(f"receipt.settled is {receipt.settled}; wanted LEARNER or SPOOLED")
-
-
-def read_q_values(data: bytes, actions: Iterable[str]) -> dict[str, float]:
-    """Values by action id, of the allowed actions alone.
-
-    Args:
-        data: <float32>[A], little-endian, NaN where not allowed.
-        actions: The A action ids in the domain's order.
-
-    Raises:
-        UnexpectedReply: The number of values differs from the number of actions.
-    """
-    ids = tuple(actions)
-    if len(data) != 4 * len(ids):
-        raise UnexpectedReply(f"{len(data)} bytes of q_values; wanted {4 * len(ids)} for {len(ids)} actions")
-    values = struct.unpack(f"<{len(ids)}f", data)
-    return {action: value for action, value in zip(ids, values, strict=True) if not math.isnan(value)}
-
-
-# ---- tokens -----------------------------------------------------------------------------------------
-
-
-def token_to_str(token: bytes) -> str:
-    """Base64url without padding."""
-    return base64.urlsafe_b64encode(token).rstrip(b"=").decode("ascii")
-
-
-def token_from_str(text: object) -> tuple[bytes, str]:
-    """The token's bytes and the dialogue it names.
-
-    Raises:
-        TokenRejected: This is no token: malformed, cut, or altered in its head.
-    """
-    if not isinstance(text, str):
-        raise TokenRejected(f"token is a {type(text).__name__}; wanted the str that `dialogue.token` gave")
-    try:
-        token = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise TokenRejected(f"token is not base64url: {error}") from None
-    if len(token) > _TOKEN_MAX_BYTES:
-        raise TokenRejected(f"token has {len(token)} bytes; wanted at most {_TOKEN_MAX_BYTES}")
-    if len(token) < _TOKEN_HEAD.size:
-        raise TokenRejected(f"token has {len(token)} bytes, less than its head; was it cut?")
-    version, _key, _nonce, size = _TOKEN_HEAD.unpack_from(token)
-    if version != _TOKEN_FORMAT:
-        raise TokenRejected(f"token has format {version}; this SDK knows {_TOKEN_FORMAT}")
-    end = _TOKEN_HEAD.size + size
-    if not size or len(token) < end + _TOKEN_TAG_BYTES:
-        raise TokenRejected(f"token of {len(token)} bytes does not hold what its head says; was it cut?")
-    try:
-        return token, token[_TOKEN_HEAD.size : end].decode()
-    except UnicodeDecodeError:
-        raise TokenRejected("the dialogue id in the token is not UTF-8") from None
-
-
-# ---- what callers send ------------------------------------------------------------------------------
+_MAX_OBSERVATION_BYTES = 3 * 1024 * 1024
 
 
 def new_id() -> str:
@@ -274,6 +91,8 @@ def observation(
     for name, value in (slots or {}).items():
         if value is not None:
             seen.slots.append(_slot(_utf8("slots", name), value))
+    if seen.ByteSize() > _MAX_OBSERVATION_BYTES:  # it would break the stream it shares with others
+        raise invalid("observation", f"{seen.ByteSize()} bytes", f"at most {_MAX_OBSERVATION_BYTES}")
     return seen
 
 

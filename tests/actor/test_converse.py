@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import Any
+
+import grpc.aio
+import pytest
+
+from turnwise.v1 import dialogue_pb2 as pb
+from turnwise_actor.config import ActorConfig, UplinkConfig
+
+from .conftest import ActorFactory, eventually
+from .frontend import Frontend, fresh, read_status, seen
+from .learner_end import LearnerEnd
+
+
+class Stream:
+    """One Converse stream."""
+
+    def __init__(self, bot: Frontend) -> None:
+        self._call = bot.stub.Converse()
+
+    async def send(self, correlation_id: int, timeout_ms: int = 0, **request: Any) -> None:
+        await self._call.write(
+            pb.ConverseRequest(correlation_id=correlation_id, timeout_ms=timeout_ms, **request)
+        )
+
+    async def receive(self) -> pb.ConverseReply:
+        return await asyncio.wait_for(self._call.read(), 5)
+
+    async def ask(self, **request: Any) -> pb.ConverseReply:
+        await self.send(77, **request)
+        return await self.receive()
+
+    async def close(self) -> None:
+        await self._call.done_writing()
+
+
+def turn_of(token: bytes, **fields: Any) -> pb.ActRequest:
+    return pb.ActRequest(**{"token": token, "observation": seen(), "request_id": fresh("request"), **fields})
+
+
+async def test_a_whole_dialogue_on_a_stream(new_actor: ActorFactory, learner: LearnerEnd) -> None:
+    _, bot = await new_actor()
+    stream = Stream(bot)
+    started = await stream.ask(start=pb.StartDialogueRequest(dialogue_id="d1", user="ann"))
+    assert started.correlation_id == 77
+    turn = (await stream.ask(act=turn_of(started.started.token))).turn
+    given = pb.FeedbackRequest(
+        dialogue_id="d1", decision_id=turn.decision_id, token=turn.token, feedback_id="f1", reward=1.0
+    )
+    assert (await stream.ask(feedback=given)).receipt.settled == pb.Receipt.LEARNER
+    ended = pb.EndRequest(token=turn.token, outcome="success", request_id="e1")
+    assert (await stream.ask(end=ended)).receipt.settled == pb.Receipt.LEARNER
+    assert set(learner.facts) == {"s:d1", f"d:{turn.decision_id}", "f:f1", f"e:d1:{turn.decision_id}"}
+    await stream.close()
+    assert await stream.receive() is grpc.aio.EOF
+
+
+async def test_a_stream_and_a_call_give_the_same_turn(new_actor: ActorFactory) -> None:
+    _, bot = await new_actor()
+    request = turn_of((await bot.start()).token)
+    over_stream, called = (await Stream(bot).ask(act=request)).turn, await bot.stub.Act(request)
+    over_stream.token = called.token
+    assert over_stream == called
+
+
+async def test_many_dialogues_on_one_stream(new_actor: ActorFactory) -> None:
+    _, bot = await new_actor()
+    stream = Stream(bot)
+    tokens = {number: (await bot.start(f"d{number}")).token for number in range(1, 101)}
+    for number, token in tokens.items():
+        await stream.send(number, act=turn_of(token))
+    replies = [await stream.receive() for _ in tokens]
+    assert {reply.correlation_id: reply.turn.dialogue_id for reply in replies} == {
+        number: f"d{number}" for number in tokens
+    }
+
+
+async def test_bad_requests_do_not_end_the_stream(new_actor: ActorFactory) -> None:
+    _, bot = await new_actor()
+    stream = Stream(bot)
+    token = (await bot.start()).token
+    told = read_status((await stream.ask(act=turn_of(token, allowed=["nope"]))).status)
+    assert (told.code, list(told.violations)) == ("INVALID_ARGUMENT", ["allowed"])
+    told = read_status((await stream.ask(act=turn_of(b"\x01forged"))).status)
+    assert (told.code, told.reason) == ("PERMISSION_DENIED", "TOKEN_INVALID")
+    told = read_status((await stream.ask()).status)
+    assert (told.code, list(told.violations)) == ("INVALID_ARGUMENT", ["request"])
+    assert (await stream.ask(act=turn_of(token))).turn.recorded
+
+
+async def test_replies_come_in_order_of_completion(new_actor: ActorFactory, learner: LearnerEnd) -> None:
+    actor, bot = await new_actor()
+    stream = Stream(bot)
+    turn = await bot.act((await bot.start("d1")).token)
+    await eventually(lambda: actor.uplink.connected)
+    learner.answering.clear()
+    await stream.send(1, feedback=pb.FeedbackRequest(dialogue_id="d1", feedback_id="f1", reward=1.0))
+    await stream.send(2, act=turn_of(turn.token))
+    assert [(await stream.receive()).correlation_id for _ in range(2)] == [2, 1]
+
+
+async def test_a_request_has_its_own_deadline(new_actor: ActorFactory, learner: LearnerEnd) -> None:
+    actor, bot = await new_actor()
+    stream = Stream(bot)
+    await eventually(lambda: actor.uplink.connected)
+    learner.answering.clear()
+    given = pb.FeedbackRequest(dialogue_id="d1", feedback_id="f1", reward=1.0)
+    told = read_status((await stream.ask(timeout_ms=20, feedback=given)).status)
+    assert told.code == "DEADLINE_EXCEEDED"
+    assert "20 ms" in told.message
+    learner.answering.set()
+    await eventually(lambda: "f:f1" in learner.facts)
+
+
+async def test_beyond_256_in_flight_a_request_is_turned_away(
+    new_actor: ActorFactory, learner: LearnerEnd, config: ActorConfig
+) -> None:
+    actor, bot = await new_actor(uplink=UplinkConfig(settle_wait_ms=3000, report_interval_s=0.1))
+    stream = Stream(bot)
+    await eventually(lambda: actor.uplink.connected)
+    learner.answering.clear()
+    for number in range(300):
+        given = pb.FeedbackRequest(dialogue_id="d1", feedback_id=f"f{number}", reward=1.0)
+        await stream.send(number, feedback=given)
+    turned_away = [await stream.receive() for _ in range(44)]
+    assert {read_status(reply.status).code for reply in turned_away} == {"RESOURCE_EXHAUSTED"}
+    assert {reply.correlation_id for reply in turned_away} == set(range(256, 300))
+    learner.answering.set()
+    answered = [await stream.receive() for _ in range(256)]
+    assert {reply.WhichOneof("reply") for reply in answered} == {"receipt"}
+
+
+async def test_an_old_stream_is_asked_to_move_and_ends_when_it_is_quiet(
+    new_actor: ActorFactory, config: ActorConfig
+) -> None:
+    life = replace(config.stream, life_s=0.3, life_jitter_s=0.1)
+    actor, bot = await new_actor(stream=life)
+    stream = Stream(bot)
+    token = (await stream.ask(start=pb.StartDialogueRequest(dialogue_id="d1"))).started.token
+    asked = await stream.receive()
+    assert (asked.WhichOneof("reply"), asked.correlation_id) == ("draining", 0)
+    assert (await stream.ask(act=turn_of(token))).turn.recorded, "what was on its way is answered"
+    assert await stream.receive() is grpc.aio.EOF
+    await eventually(lambda: actor._servicer.streams == 0)
+
+
+async def test_a_draining_actor_moves_its_streams_and_refuses_new_calls(
+    new_actor: ActorFactory, learner: LearnerEnd
+) -> None:
+    actor, bot = await new_actor()
+    streams = [Stream(bot) for _ in range(3)]
+    turn = await bot.act((await bot.start("d1")).token)
+    for stream in streams:
+        await stream.ask(act=turn_of(turn.token))
+    await eventually(lambda: actor.uplink.connected)
+    learner.answering.clear()
+    given = pb.FeedbackRequest(dialogue_id="d1", feedback_id="f1", reward=1.0)
+    await streams[0].send(1, feedback=given)
+    stopping = asyncio.create_task(actor.stop())
+    for stream in streams:
+        assert (await stream.receive()).WhichOneof("reply") == "draining"
+    learner.answering.set()
+    assert (await streams[0].receive()).receipt.settled == pb.Receipt.LEARNER
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await bot.act(turn.token)
+    assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
+    assert await stopping is True
+    assert learner.reports[-1].draining
+
+
+async def test_a_broken_connection_loses_no_fact(new_actor: ActorFactory, learner: LearnerEnd) -> None:
+    actor, bot = await new_actor()
+    await eventually(lambda: actor.uplink.connected)
+    learner.answering.clear()
+    channel = grpc.aio.insecure_channel(actor.address)
+    stream = Stream(Frontend(channel))
+    await stream.send(1, feedback=pb.FeedbackRequest(dialogue_id="d1", feedback_id="f1", reward=1.0))
+    await eventually(lambda: actor.uplink.pending_facts)
+    await channel.close()
+    learner.answering.set()
+    await eventually(lambda: "f:f1" in learner.facts)
+    await eventually(lambda: actor._servicer.streams == 0)

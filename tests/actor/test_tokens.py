@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+import base64
+import dataclasses
+import logging
+import os
+from pathlib import Path
+
+import pytest
+
+from turnwise.v1 import dialogue_pb2 as pb
+from turnwise.v1 import token_pb2
+from turnwise_actor import facts
+from turnwise_actor.errors import TokenError
+from turnwise_actor.policy import Domain
+from turnwise_actor.tokens import KeyFileError, KeyRing, Tokens
+
+from .conftest import DOMAIN, ActorFactory, eventually, write_keys
+from .frontend import Frontend, refusal, seen
+from .learner_end import LearnerEnd
+from .test_turns import aged
+
+DAY_S = 86_400
+
+
+async def refused_by_all(bot: Frontend, token: bytes) -> set[tuple[str, str]]:
+    """Code and reason of the refusals of every call that takes a token."""
+    feedback = pb.FeedbackRequest(dialogue_id="d1", token=token, feedback_id="f", reward=1.0)
+    calls = (bot.act(token), bot.end(token), bot.stub.GiveFeedback(feedback))
+    told = [await refusal(call) for call in calls]
+    return {(each.code, each.reason) for each in told}
+
+
+async def test_no_byte_of_a_token_can_be_altered(new_actor: ActorFactory, tokens: Tokens) -> None:
+    token = tokens.seal("d1", token_pb2.TokenState(issued_ms=1, user="ann"))
+    for index in range(len(token)):
+        altered = bytearray(token)
+        altered[index] ^= 1
+        with pytest.raises(TokenError):
+            tokens.open(bytes(altered))
+    for length in range(len(token)):
+        with pytest.raises(TokenError):
+            tokens.open(token[:length])
+
+
+async def test_forged_and_altered_tokens_are_refused_and_train_nothing(
+    new_actor: ActorFactory, learner: LearnerEnd
+) -> None:
+    _, bot = await new_actor()
+    turn = await bot.act((await bot.start("d1")).token)
+    await eventually(lambda: len(learner.facts) == 2)
+    altered = turn.token[:-1] + bytes([turn.token[-1] ^ 1])
+    for token in (altered, b"\x01" + os.urandom(4), b"no token at all, however long it may be"):
+        assert await refused_by_all(bot, token) == {("PERMISSION_DENIED", "TOKEN_INVALID")}
+    assert len(learner.facts) == 2
+
+
+async def test_the_token_of_another_dialogue_cannot_be_grafted(tokens: Tokens) -> None:
+    token = tokens.seal("d1", token_pb2.TokenState(issued_ms=1))
+    with pytest.raises(TokenError) as refused:
+        tokens.open(token.replace(b"d1", b"d2", 1))
+    assert refused.value.reason == "TOKEN_INVALID"
+
+
+async def test_a_token_of_another_domain_under_the_same_keys_is_foreign(
+    new_actor: ActorFactory, tmp_path: Path
+) -> None:
+    other_domain = tmp_path / "other.yaml"
+    other_domain.write_text(DOMAIN.replace("name: shop", "name: bank"))
+    (_, shop), (_, bank) = await new_actor(), await new_actor(domain_file=other_domain)
+    token = (await bank.start("d1")).token
+    assert await refused_by_all(shop, token) == {("PERMISSION_DENIED", "TOKEN_FOREIGN")}
+
+
+async def test_a_token_under_keys_of_another_deployment_is_foreign(
+    new_actor: ActorFactory, tmp_path: Path
+) -> None:
+    (_, ours), (_, theirs) = (
+        await new_actor(),
+        await new_actor(key_file=write_keys(tmp_path / "k2", "00000001")),
+    )
+    token = (await theirs.start("d1")).token
+    assert await refused_by_all(ours, token) == {("PERMISSION_DENIED", "TOKEN_FOREIGN")}
+
+
+async def test_a_forged_key_of_the_same_name_is_no_use(
+    tokens: Tokens, domain: Domain, tmp_path: Path
+) -> None:
+    forger = Tokens(KeyRing(write_keys(tmp_path / "forged", "ab12cd34"), domain.name), domain.name)
+    with pytest.raises(TokenError) as refused:
+        tokens.open(forger.seal("d1", token_pb2.TokenState()))
+    assert refused.value.reason == "TOKEN_INVALID"
+
+
+async def test_an_expired_token_is_refused_by_act_alone_and_its_facts_are_journaled(
+    new_actor: ActorFactory, learner: LearnerEnd, tokens: Tokens
+) -> None:
+    (first, one), (_, other) = await new_actor(learner_address="127.0.0.1:1"), await new_actor()
+    turn = await one.act((await one.start("d1")).token)
+    expired = aged(tokens, turn.token, 91 * DAY_S)
+    told = await refusal(other.act(expired))
+    assert (told.code, told.reason) == ("FAILED_PRECONDITION", "TOKEN_EXPIRED")
+    assert "91.0 days" in told.message
+    await eventually(lambda: set(learner.facts) == {"s:d1", f"d:{turn.decision_id}"})
+    assert (await other.feedback(turn, token=expired, reward=1.0)).settled == pb.Receipt.LEARNER
+    assert (await other.end(expired)).settled == pb.Receipt.LEARNER
+
+
+async def test_five_minutes_between_clocks_are_forgiven(new_actor: ActorFactory, tokens: Tokens) -> None:
+    _, bot = await new_actor()
+    token = (await bot.start("d1")).token
+    for age_s in (90 * DAY_S + 290, -290):
+        assert (await bot.act(aged(tokens, token, age_s))).recorded
+    for age_s in (90 * DAY_S + 310, -310):
+        assert (await refusal(bot.act(aged(tokens, token, age_s)))).reason == "TOKEN_EXPIRED"
+
+
+async def test_keys_are_rotated_without_a_restart(
+    new_actor: ActorFactory, key_file: Path, domain: Domain
+) -> None:
+    (_, one), (_, other) = await new_actor(), await new_actor()
+    old = (await one.start("d1")).token
+    write_keys(key_file, "00000002")
+    renewed = Tokens(KeyRing(key_file, domain.name), domain.name)
+    sealed_with_the_new = renewed.seal("d1", token_pb2.TokenState(issued_ms=facts.now_ms()))
+    assert (await one.act(sealed_with_the_new)).index == 0, "a key that came later is found at once"
+    assert (await other.act(old)).index == 0, "a retired key goes on opening"
+
+
+def test_the_active_key_changes_with_the_file(key_file: Path, domain: Domain) -> None:
+    now = 0.0
+    ring = KeyRing(key_file, domain.name, clock=lambda: now)
+    write_keys(key_file, "00000002")
+    assert ring.active.name == "ab12cd34"
+    now = 1.0
+    assert ring.active.name == "00000002"
+
+
+def test_a_key_file_that_breaks_leaves_the_keys_as_they_were(
+    key_file: Path, domain: Domain, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = 0.0
+    ring = KeyRing(key_file, domain.name, clock=lambda: now)
+    key_file.write_text("{")
+    now = 1.0
+    with caplog.at_level(logging.ERROR):
+        assert ring.active.name == "ab12cd34"
+    assert str(key_file) in caplog.text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        '{"active": "ab12cd34", "keys": {}}',
+        '{"active": "ab12cd34", "keys": {"ab12cd34": "c2hvcnQ="}}',
+        '{"active": "ab12cd34", "keys": {"ab12cd34": "not base64!"}}',
+        '{"active": "xyz", "keys": {"xyz": "' + base64.b64encode(bytes(32)).decode() + '"}}',
+    ],
+)
+def test_a_wrong_key_file_is_named_with_what_is_wanted(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "keys.json"
+    file.write_text(content)
+    with pytest.raises(KeyFileError, match=r"keys\.json: malformed .* wanted \{\"active\""):
+        KeyRing(file, "shop")
+
+
+def test_a_missing_key_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(KeyFileError, match=r"none\.json: cannot be read"):
+        KeyRing(tmp_path / "none.json", "shop")
+
+
+async def test_a_token_carries_at_most_eight_facts_and_then_waits_for_the_disk(
+    new_actor: ActorFactory, learner: LearnerEnd, tokens: Tokens
+) -> None:
+    actor, bot = await new_actor(learner_address="127.0.0.1:1")
+    token, counts = (await bot.start("d1")).token, []
+    for index in range(19):
+        token = (await bot.act(token, seen(f"word {index}"))).token
+        counts.append(len(tokens.open(token).state.unsettled))
+    assert counts == [2, 3, 4, 5, 6, 7, 8, *range(1, 9), *range(1, 5)]
+    assert actor.spool.size_bytes > 0
+
+
+async def test_a_token_carries_at_most_16_kilobytes_of_facts(new_actor: ActorFactory, tokens: Tokens) -> None:
+    _, bot = await new_actor(learner_address="127.0.0.1:1")
+    token, counts = (await bot.start("d1")).token, []
+    for index in range(6):
+        token = (await bot.act(token, seen(f"{index}" * 6000))).token
+        unsettled = tokens.open(token).state.unsettled
+        assert sum(fact.ByteSize() for fact in unsettled) <= 16_384
+        counts.append(len(unsettled))
+    assert counts == [2, 3, 1, 2, 1, 2]
+
+
+async def test_a_fact_larger_than_a_token_may_carry_goes_to_the_disk(
+    new_actor: ActorFactory, config: object, tokens: Tokens
+) -> None:
+    limits = dataclasses.replace(config.token, max_fact_bytes=1000)  # type: ignore[attr-defined]
+    actor, bot = await new_actor(learner_address="127.0.0.1:1", token=limits)
+    turn = await bot.act((await bot.start("d1")).token, seen("x" * 2000))
+    assert turn.recorded
+    assert not tokens.open(turn.token).state.unsettled
+    assert actor.spool.size_bytes > 2000
+
+
+async def test_settled_facts_leave_the_token(
+    new_actor: ActorFactory, learner: LearnerEnd, tokens: Tokens
+) -> None:
+    _, bot = await new_actor()
+    turn = await bot.act((await bot.start("d1")).token)
+    await eventually(lambda: len(learner.facts) == 2)
+    later = await eventually_settled(bot, tokens, turn.token)
+    assert [fact.WhichOneof("kind") for fact in later] == ["decided"]
+
+
+async def eventually_settled(bot: Frontend, tokens: Tokens, token: bytes) -> list[object]:
+    for _ in range(50):
+        unsettled = tokens.open((await bot.act(token)).token).state.unsettled
+        if len(unsettled) == 1:
+            break
+    return list(unsettled)

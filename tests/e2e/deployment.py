@@ -1,0 +1,71 @@
+"""A whole deployment for tests: real learner, trainer and actors, and what tests ask them."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import grpc
+
+import turnwise
+from turnwise.v1 import training_pb2, training_pb2_grpc
+from turnwise_deploy.local import LocalConfig, LocalDeployment
+from turnwise_learner.journal import JournalReader, Row, journal_path
+
+DOMAIN = Path(__file__).parents[2] / "examples/quickstart/domain.yaml"
+PATIENCE_S = 60.0
+
+T = TypeVar("T")
+
+
+@contextmanager
+def deployed(data: Path, actors: int = 2, domain: Path = DOMAIN) -> Iterator[LocalDeployment]:
+    """A learner and actors on free ports; drained at the end."""
+    config = LocalConfig(domain=domain, data=data, actors=actors, port=0, learner_port=0)
+    with LocalDeployment(config) as up:
+        yield up
+
+
+def eventually(look: Callable[[], T], patience_s: float = PATIENCE_S) -> T:
+    """The first true answer of `look`; an error when there is none in time."""
+    deadline = time.monotonic() + patience_s
+    while not (answer := look()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"still {answer!r} after {patience_s:g} s")
+        time.sleep(0.02)
+    return answer
+
+
+def status(learner: str) -> training_pb2.LearnerStatus:
+    """What the learner says of itself."""
+    with grpc.insecure_channel(learner) as channel:
+        stub = training_pb2_grpc.OperatorStub(channel)
+        return stub.GetStatus(training_pb2.GetStatusRequest(), timeout=10, wait_for_ready=True)
+
+
+def wait_learned(actor: str, cursor: int) -> float:
+    """Seconds until this actor answers from a policy that has learned the fact at `cursor`."""
+    started = time.monotonic()
+    with turnwise.Client(actor) as bot:
+
+        def learned() -> bool:
+            with bot.dialogue(mode="evaluate") as probe:
+                return probe.act(text="hello").learned_through >= cursor
+
+        eventually(learned)
+    return time.monotonic() - started
+
+
+def journal_rows(data: Path) -> list[Row]:
+    """Every fact in the journal."""
+    with JournalReader(journal_path(data)) as reader:
+        return reader.read_after(0, 1_000_000)
+
+
+def kill(pid: int | None) -> None:
+    """kill -9."""
+    assert pid
+    os.kill(pid, signal.SIGKILL)

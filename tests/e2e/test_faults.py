@@ -1,0 +1,131 @@
+"""Any process may be killed at any time; what was acknowledged is there and is learned."""
+
+import threading
+from pathlib import Path
+
+import pytest
+
+import turnwise
+from tests.e2e.deployment import deployed, eventually, journal_rows, kill, status, wait_learned
+from turnwise_deploy.local import LocalDeployment
+
+pytestmark = pytest.mark.timeout(240)
+
+
+def teach(bot: turnwise.Client, count: int) -> list[tuple[str, turnwise.Receipt]]:
+    """`count` rated single-turn dialogues: decision and receipt of each."""
+    taught = []
+    for i in range(count):
+        with bot.dialogue(user="ann") as talk:
+            turn = talk.act(text=f"phrase {i % 7}")
+            taught.append((turn.decision_id, turn.reward(1 if i % 2 else -1)))
+    return taught
+
+
+def journaled(data: Path) -> set[str]:
+    """Decisions with a reward in the journal."""
+    return {r.fact.feedback.decision_id for r in journal_rows(data) if r.kind == 4}
+
+
+def trainer_pid(up: LocalDeployment) -> int:
+    return int(eventually(lambda: status(up.learner).trainer_alive and status(up.learner).trainer.pid))
+
+
+def test_killing_the_trainer_stops_neither_answers_nor_acknowledgements(tmp_path: Path) -> None:
+    with deployed(tmp_path, actors=1) as up, turnwise.Client(list(up.actors)) as bot:
+        taught = teach(bot, 5)
+        generation = status(up.learner).published.generation
+        first = trainer_pid(up)
+        kill(first)
+        eventually(lambda: not status(up.learner).trainer_alive)
+        away = teach(bot, 5)
+        assert {receipt.settled for _, receipt in away} == {"LEARNER"}
+        eventually(lambda: status(up.learner).trainer_alive)
+        wait_learned(up.actors[0], away[-1][1].journal_cursor)
+        after = status(up.learner)
+        assert after.trainer.pid != first
+        assert after.published.generation > generation
+        assert after.trainer.rated_turns == 10
+        assert {decision for decision, _ in taught + away} <= journaled(tmp_path)
+
+
+def test_killing_the_learner_loses_no_acknowledged_turn(tmp_path: Path) -> None:
+    with deployed(tmp_path, actors=1) as up, turnwise.Client(list(up.actors)) as bot:
+        taught: list[tuple[str, turnwise.Receipt]] = []
+        stop = threading.Event()
+
+        def talk() -> None:
+            while not stop.is_set():
+                taught.extend(teach(bot, 1))
+
+        frontend = threading.Thread(target=talk)
+        frontend.start()
+        eventually(lambda: len(taught) > 20)
+        epoch = status(up.learner).epoch
+        kill(up.pids()[up.learner])
+        reached = len(taught)
+        # The actor goes on answering and settles feedback in its spool meanwhile.
+        eventually(lambda: len(taught) > reached + 5)
+        eventually(lambda: status(up.learner).epoch > epoch)
+        eventually(lambda: len(taught) > reached + 20)
+        stop.set()
+        frontend.join()
+        decisions = {decision for decision, _ in taught}
+        eventually(lambda: decisions <= journaled(tmp_path))
+        eventually(lambda: status(up.learner).trainer_alive)
+        eventually(lambda: status(up.learner).trainer.rated_turns == len(decisions))
+        eventually(lambda: status(up.learner).trainer.updates == 8 * len(decisions))
+
+
+def test_killing_an_actor_loses_no_turn_and_no_dialogue(tmp_path: Path) -> None:
+    with deployed(tmp_path, actors=2) as up, turnwise.Client(list(up.actors)) as bot:
+        talks = [bot.dialogue(user=f"u{i}") for i in range(6)]
+        decisions = set()
+        for index in range(6):
+            if index == 3:
+                kill(up.pids()[up.actors[0]])
+            for talk in talks:
+                turn = talk.act(text=f"turn {index}")
+                assert turn.index == index
+                decisions.add(turn.decision_id)
+                turn.reward(1)
+        for talk in talks:
+            talk.end(outcome="goodbye")
+        eventually(lambda: decisions <= journaled(tmp_path))
+        # Started again by the supervisor, on the same port.
+        eventually(
+            lambda: all(actor.connected for actor in status(up.learner).actors) and up.pids()[up.actors[0]]
+        )
+        with turnwise.Client(up.actors[0]) as alone, alone.dialogue() as talk:
+            assert talk.act(text="back again").action
+        decided = {r.fact.decided.decision_id for r in journal_rows(tmp_path) if r.kind == 2}
+        assert decisions <= decided
+
+
+def test_it_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+    with deployed(tmp_path) as up, turnwise.Client(list(up.actors)) as bot:
+        with bot.dialogue(user="ann") as lesson:
+            receipt = lesson.act(text="where are you").correct("tell_hours")
+        teach(bot, 10)
+        open_dialogue = bot.dialogue(id="kept", user="ann")
+        last = open_dialogue.act(text="where are you")
+        token = open_dialogue.token
+        wait_learned(up.actors[0], receipt.journal_cursor)
+        eventually(lambda: status(up.learner).trainer.updates == 88)
+        before = status(up.learner)
+    with deployed(tmp_path) as up, turnwise.Client(list(up.actors)) as bot:
+        after = status(up.learner)
+        assert after.trainer.rated_turns == before.trainer.rated_turns
+        assert after.trainer.updates == before.trainer.updates
+        assert after.trainer.replay_rows >= before.trainer.replay_rows
+        assert after.published.generation > before.published.generation
+        assert after.journal_cursor >= before.journal_cursor
+        with bot.dialogue(mode="evaluate") as talk:
+            assert talk.act(text="where are you").action == "tell_hours"
+        resumed = bot.resume(token)
+        turn = resumed.act(text="still there?")
+        assert (turn.index, resumed.id) == (last.index + 1, "kept")
+        resumed.end(outcome="goodbye")
+        rows = [r for r in journal_rows(tmp_path) if r.dialogue_id == "kept" and r.kind == 2]
+        parents = {r.fact.decided.decision_id: r.fact.decided.parent_id for r in rows}
+        assert parents[turn.decision_id] == last.decision_id

@@ -1,0 +1,124 @@
+"""One deployment of a learner and two actors, used as its users would."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import turnwise
+from tests.e2e.deployment import deployed, eventually, journal_rows, status, wait_learned
+from turnwise_deploy.local import LocalDeployment
+
+pytestmark = pytest.mark.timeout(180)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("live")
+
+
+@pytest.fixture(scope="module")
+def up(data: Path) -> Iterator[LocalDeployment]:
+    with deployed(data) as deployment:
+        yield deployment
+
+
+def test_a_corrected_answer_is_right_the_next_time(up: LocalDeployment) -> None:
+    with turnwise.Client(list(up.actors)) as bot:
+        with bot.dialogue(user="ann") as talk:
+            turn = talk.act(text="what sizes are there")
+            receipt = turn.correct("ask_size")
+            assert receipt.settled == "LEARNER"
+        for actor in up.actors:
+            wait_learned(actor, receipt.journal_cursor)
+        for _ in range(4):
+            with bot.dialogue(mode="evaluate") as talk:
+                assert talk.act(text="what sizes are there").action == "ask_size"
+
+
+def test_a_punished_answer_is_not_given_again(up: LocalDeployment) -> None:
+    with turnwise.Client(list(up.actors)) as bot:
+        for _ in range(3):
+            with bot.dialogue() as talk:
+                turn = talk.act(text="you are closed when exactly")
+                receipt = turn.reward(-1)
+            for actor in up.actors:
+                wait_learned(actor, receipt.journal_cursor)
+            with bot.dialogue(mode="evaluate") as talk:
+                assert talk.act(text="you are closed when exactly").action != turn.action
+
+
+def test_two_actors_answer_alternate_turns_of_one_dialogue(up: LocalDeployment, data: Path) -> None:
+    first, second = (turnwise.Client(address) for address in up.actors)
+    with first, second:
+        talk = first.dialogue(id="alternating", user="ann")
+        for index in range(6):
+            turn = talk.act(text=f"word {index}")
+            assert turn.index == index
+            token = talk.token
+            talk = (second if index % 2 == 0 else first).resume(token)
+        turn.reward(1)
+        talk.end(outcome="success")
+
+    def facts() -> list[str]:
+        rows = [row for row in journal_rows(data) if row.dialogue_id == "alternating"]
+        return [str(row.fact.WhichOneof("kind")) for row in rows]
+
+    eventually(lambda: facts().count("decided") == 6 and "ended" in facts())
+    decided = [r.fact.decided for r in journal_rows(data) if r.dialogue_id == "alternating" and r.kind == 2]
+    by_index = sorted(decided, key=lambda d: d.index)
+    assert [d.parent_id for d in by_index] == ["", *[d.decision_id for d in by_index[:-1]]]
+    assert facts().count("started") == 1
+
+
+def test_feedback_is_learned_once_however_often_it_is_sent(up: LocalDeployment) -> None:
+    with turnwise.Client(list(up.actors)) as bot:
+        with bot.dialogue() as talk:
+            turn = talk.act(text="once and only once")
+            receipt = turn.reward(1)
+        eventually(lambda: status(up.learner).trainer.journal_cursor >= receipt.journal_cursor)
+        before = status(up.learner).trainer.lessons
+        last = bot.feedback(talk.id, turn.decision_id, reward=1)  # the same value: nothing new to learn
+        eventually(lambda: status(up.learner).trainer.journal_cursor >= last.journal_cursor)
+        assert status(up.learner).trainer.lessons == before
+
+
+def test_evaluation_is_journaled_and_teaches_nothing(up: LocalDeployment) -> None:
+    with turnwise.Client(list(up.actors)) as bot:
+        eventually(lambda: status(up.learner).trainer.journal_cursor == status(up.learner).journal_cursor)
+        eventually(lambda: status(up.learner).trainer.updates_owed == 0)
+        before = status(up.learner).trainer
+        with bot.dialogue(mode="evaluate") as talk:
+            receipt = talk.act(text="only looking").reward(-1)
+        eventually(lambda: status(up.learner).trainer.journal_cursor >= receipt.journal_cursor)
+        after = status(up.learner).trainer
+        assert (after.turns, after.lessons, after.updates) == (before.turns, before.lessons, before.updates)
+
+
+def test_status_tells_the_truth(up: LocalDeployment, data: Path) -> None:
+    def told() -> bool:
+        seen = status(up.learner)
+        rows = journal_rows(data)
+        counts = {kind: sum(row.kind == kind for row in rows) for kind in range(1, 6)}
+        versions = {str(actor.report.policy_version) for actor in seen.actors}
+        return (
+            seen.journal_cursor == rows[-1].seq
+            and seen.decisions == counts[2]
+            and seen.feedback == counts[4]
+            and seen.ended == counts[5]
+            and seen.trainer_alive
+            and {actor.report.address for actor in seen.actors} == set(up.actors)
+            and all(actor.connected for actor in seen.actors)
+            and versions == {str(seen.published)}
+            and seen.trainer.journal_cursor == seen.journal_cursor
+            and seen.trainer.updates == 8 * seen.trainer.lessons
+        )
+
+    eventually(told)
+
+
+def test_rated_turns_are_the_rated_turns_of_the_journal(up: LocalDeployment, data: Path) -> None:
+    rows = journal_rows(data)
+    evaluated = {r.fact.decided.decision_id for r in rows if r.kind == 2 and r.fact.decided.mode == 4}
+    rated = {r.fact.feedback.decision_id for r in rows if r.kind == 4} - evaluated
+    eventually(lambda: status(up.learner).trainer.rated_turns == len(rated))

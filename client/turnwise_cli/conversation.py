@@ -84,7 +84,8 @@ class Conversation:
         going_on = f"going on with {self._talk.id}" if self._talk is not None else f"mode {self.mode}"
         about = f"{self.domain.name}: {len(self.domain.actions)} actions, {going_on}"
         who = f", as {self.user}" if self.user else ""
-        self._note(f"{about}{who}. + or - rates an answer, /fix teaches a better one, /help tells more.")
+        self._note(f"{about}{who}")
+        self._note("+ or - rates an answer, /fix teaches a better one, /help tells more")
         if self.domain.features:
             self._note(f"the bot also sees {self.domain.features} numbers of the frontend: all 0 here")
 

@@ -16,7 +16,7 @@ from turnwise_cli.learner_calls import data_option, version_text
 from turnwise_cli.wire_json import Json, plain
 from turnwise_learner.journal import JournalReader, Row
 
-COLUMNS = (
+COLUMNS: tuple[str, ...] = (
     "seq", "time", "dialogue_id", "fact", "user", "mode", "decision_id", "parent_id", "index", "text",
     "slots", "features", "allowed", "action", "probabilities", "policy_version", "how", "teacher", "revision",
     "reward", "correction", "retraction", "comment", "outcome", "terminated", "key", "actor",

@@ -26,6 +26,7 @@ from turnwise_cli.learner_calls import (
 from turnwise_cli.wire_json import plain
 
 _RECONNECT_S = 1.0
+_SHOWN_COUNTERS = ("turns", "lessons", "ended")
 
 
 @click.command(short_help="Show what learner and actors are doing.")
@@ -147,15 +148,15 @@ def _facts(status: training_pb2.LearnerStatus, address: str, now: int) -> Table:
     if trainer.HasField("exploration"):
         explore = trainer.exploration
         row("exploration", f"teach {explore.teach_epsilon:g}, serve {explore.serve_epsilon:g}")
-    for name, count in sorted(trainer.counters.items()):
-        row("", f"{name.replace('_', ' ')}: {count:,}")
+    counters = {name: count for name, count in trainer.counters.items() if name not in _SHOWN_COUNTERS}
+    if counters:
+        told = (f"{name.replace('_', ' ')} {count:,}" for name, count in sorted(counters.items()))
+        row("also", ", ".join(told))
     return table
 
 
 def _actors(status: training_pb2.LearnerStatus, now: int) -> Table:
-    table = Table(
-        box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title="actors", title_justify="left", title_style="bold"
-    )
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title="actors", title_justify="left")
     for name in (
         "address",
         "state",

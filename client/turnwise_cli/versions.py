@@ -18,6 +18,9 @@ from turnwise_cli.learner_calls import (
     version_text,
 )
 
+PIPED_WIDTH = 160
+"""Characters a line where no terminal says how wide it is."""
+
 
 @click.command(short_help="List the policy versions.")
 @learner_options
@@ -34,7 +37,8 @@ def command(learner: str | None, data: Path, limit: int) -> None:
         versions = stub.ListVersions(request, timeout=CALL_TIMEOUT_S).versions
     table = Table(box=box.SIMPLE_HEAD)
     for name in ("version", "published", "learned through", "updates", "began by", "checkpoint"):
-        table.add_column(name, justify="right" if name in ("learned through", "updates") else "left")
+        right = name in ("learned through", "updates")
+        table.add_column(name, justify="right" if right else "left", no_wrap=True)
     for item in versions:
         published = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(item.published_ms / 1000))
         table.add_row(
@@ -45,4 +49,7 @@ def command(learner: str | None, data: Path, limit: int) -> None:
             escape(item.cause),
             escape(Path(item.checkpoint).name if item.checkpoint else ""),
         )
-    Console().print(table if versions else "no version has been published yet")
+    console = Console()
+    if not console.is_terminal:
+        console.width = PIPED_WIDTH
+    console.print(table if versions else "no version has been published yet")

@@ -278,7 +278,7 @@ class LocalDeployment:
     def _drain(self) -> None:
         actors = [self._children[address] for address in self.actors]
         running = sum(child.pid is not None for child in actors)
-        self.say(f"stopping: {running} actor{'s' * (running != 1)} finish what they were asked")
+        self.say(f"stopping: actors finish what they were asked ({running} of {len(actors)} running)")
         self._end(actors, self.config.actor_drain_s)
         for child in actors:
             if child.exit_code == os.EX_TEMPFAIL:

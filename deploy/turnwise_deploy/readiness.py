@@ -40,10 +40,8 @@ class Readiness:
             status = training_pb2_grpc.OperatorStub(self._learner).GetStatus(
                 training_pb2.GetStatusRequest(), timeout=CALL_TIMEOUT_S
             )
-        except grpc.RpcError as error:
-            if _code(error) in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-                return "the learner"
-            raise
+        except grpc.RpcError:
+            return "the learner"
         if not status.trainer_alive:
             return "the trainer"
         generation = status.published.generation
@@ -65,7 +63,3 @@ class Readiness:
         except grpc.RpcError:
             return False
         return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
-
-
-def _code(error: grpc.RpcError) -> grpc.StatusCode | None:
-    return error.code() if isinstance(error, grpc.Call) else None

@@ -34,7 +34,7 @@ class Journal:
     def add(self, key, dialogue_id="talk", **kind):
         fact = training_pb2.Fact(key=key, dialogue_id=dialogue_id, time_ms=1_700_000_000_000, **kind)
         name = fact.WhichOneof("kind")
-        row = (key, dialogue_id, KINDS[name], fact.time_ms, "here:1", fact.SerializeToString())
+        row = (key, dialogue_id, KINDS[name or ""], fact.time_ms, "here:1", fact.SerializeToString())
         with closing(self._open()) as connection:
             connection.execute(
                 "INSERT INTO facts (key, dialogue_id, kind, time_ms, actor, body) VALUES (?, ?, ?, ?, ?, ?)",

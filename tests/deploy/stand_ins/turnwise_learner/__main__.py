@@ -49,7 +49,8 @@ def main():
     if code := os.environ.get("LEARNER_EXIT"):
         sys.stderr.write("the journal is of another planet\n")
         sys.exit(int(code))
-    learner, stopped = Learner(), threading.Event()
+    learner = Learner()  # type: ignore[abstract]
+    stopped = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     server = grpc.server(ThreadPoolExecutor(8), options=[("grpc.so_reuseport", 0)])
     training_pb2_grpc.add_TrainingServicer_to_server(learner, server)

@@ -52,12 +52,14 @@ def test_two_actors_answer_alternate_turns_of_one_dialogue(up: LocalDeployment, 
     first, second = (turnwise.Client(address) for address in up.actors)
     with first, second:
         talk = first.dialogue(id="alternating", user="ann")
+        decisions = []
         for index in range(6):
             turn = talk.act(text=f"word {index}")
             assert turn.index == index
+            decisions.append(turn.decision_id)
             token = talk.token
             talk = (second if index % 2 == 0 else first).resume(token)
-        turn.reward(1)
+        second.feedback("alternating", decisions[-1], reward=1)
         talk.end(outcome="success")
 
     def facts() -> list[str]:
@@ -66,8 +68,8 @@ def test_two_actors_answer_alternate_turns_of_one_dialogue(up: LocalDeployment, 
 
     eventually(lambda: facts().count("decided") == 6 and "ended" in facts())
     decided = [r.fact.decided for r in journal_rows(data) if r.dialogue_id == "alternating" and r.kind == 2]
-    by_index = sorted(decided, key=lambda d: d.index)
-    assert [d.parent_id for d in by_index] == ["", *[d.decision_id for d in by_index[:-1]]]
+    parents = {d.decision_id: d.parent_id for d in decided}
+    assert [parents[decision] for decision in decisions] == ["", *decisions[:-1]]
     assert facts().count("started") == 1
 
 

@@ -221,8 +221,11 @@ class TurnwiseDQN(DQN):
             for change in changes:
                 self.replay.apply(change.records, change.lesson)
                 self.pacer.grant(change.cursor, change.lesson, change.unrated_turn)
-        if self.paused or not self.replay.learnable:
-            # What is owed stays owed: at gamma > 0 a first lesson waits for its next state.
+        if self.paused:
+            return
+        if not self.replay.learnable:
+            if not self.replay.awaits_next_state:
+                self.pacer.forgive()
             return
         owed = min(self.pacer.owed, self.config.updates_per_step)
         self.learn(owed)

@@ -45,7 +45,7 @@ class Pacer:
         self._settle()
 
     def forgive(self) -> None:
-        """The debt is forgone: after a rollback, what was owed was owed to other weights."""
+        """The debt is forgone: it was owed to other weights (a rollback) or to lessons since taken back."""
         self.forgone += self.granted - self.done - self.forgone
         self._settle()
 

@@ -115,6 +115,11 @@ class TurnReplay(Checkpointable):
         """Whether there is anything to draw."""
         return self._tree.total > 0
 
+    @property
+    def awaits_next_state(self) -> bool:
+        """Whether a turn has a reward and will be learnable once its next state or its end is known."""
+        return bool((np.isfinite(self.reward) & (self.action >= 0)).any())
+
     def priority(self, decision_id: str) -> float:
         """The priority (already raised to alpha) of a decision; 0: nothing to learn from it.
 

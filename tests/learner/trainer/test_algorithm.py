@@ -96,6 +96,30 @@ def test_it_learns_what_it_is_taught() -> None:
         assert 0 <= action < 3
 
 
+def test_a_lesson_taken_back_leaves_no_debt() -> None:
+    journal = Journal(make_domain())
+    algorithm = build(journal)
+    journal.decided("a")
+    journal.feedback("a", reward=-1)
+    train_until_paid(algorithm)
+    row = journal.feedback("a", retraction=True)
+    algorithm.train()
+    assert algorithm.pacer.owed == 0
+    assert algorithm.pacer.learned_through == row.seq
+
+
+def test_at_gamma_09_a_first_lesson_is_owed_until_its_next_state_is_known() -> None:
+    journal = Journal(make_domain(gamma=0.9))
+    algorithm = build(journal)
+    journal.decided("a")
+    journal.feedback("a", reward=-1)
+    algorithm.train()
+    assert (algorithm.pacer.owed, algorithm.learner.updates) == (8, 0)
+    journal.decided("b", "a")
+    train_until_paid(algorithm)
+    assert algorithm.learner.updates == 8
+
+
 def test_paused_it_takes_facts_in_and_learns_nothing() -> None:
     journal = Journal(make_domain())
     algorithm = build(journal)

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
@@ -13,7 +13,7 @@ import grpc.aio
 
 from turnwise._channels import OPTIONS, Connection, Credentials, Tls
 from turnwise._dialogue import AsyncDialogue
-from turnwise._errors import ActorUnavailable, ClientClosed, TurnwiseError, error_from_rpc
+from turnwise._errors import ActorUnavailable, Cancelled, ClientClosed, TurnwiseError, error_from_rpc
 from turnwise._replies import Domain, Receipt, Reply
 from turnwise._requests import Request, Revisions, checked_timeout, feedback_request
 from turnwise._resend import FLUSH_S, Resender
@@ -24,6 +24,8 @@ from turnwise.v1.dialogue_pb2_grpc import DialogueStub
 
 T = TypeVar("T")
 _PROVING_S = 0.25
+_HALF_CLOSE_S = 0.2
+_CANCELLED_S = 0.02
 _WRITE_FAILED = "Internal error from Core"  # says grpc.aio for any stream that ends during a write
 
 
@@ -209,12 +211,14 @@ class _TaskWire:
         self._feed = feed
         self._channels: dict[Address, tuple[grpc.aio.Channel, Any]] = {}
         self._outboxes: dict[Stream, asyncio.Queue[pb.ConverseRequest | None]] = {}
+        self._readers: dict[Stream, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
 
     def open(self, stream: Stream) -> None:
         """Opens a stream."""
         self._outboxes[stream] = asyncio.Queue()
-        self._spawn(self._converse(stream))
+        self._readers[stream] = self._spawn(self._converse(stream))
 
     def send(self, stream: Stream, message: pb.ConverseRequest) -> None:
         """Queues a message; the stream's end says if it could not be sent."""
@@ -236,18 +240,30 @@ class _TaskWire:
         self._spawn(self._unary(attempt, timeout_s))
 
     async def close(self) -> None:
-        """Cancels everything and waits for it."""
-        tasks = list(self._tasks)
-        for task in tasks:
+        """Ends idle streams in good order, cancels the rest, and waits for all of it.
+
+        What grpc.aio still has under way when its event loop is closed, it reports as errors in the next.
+        """
+        self._closing = True
+        idle = [task for stream, task in self._readers.items() if not stream.attempts]
+        for stream in list(self._readers):
+            self.finish(stream)
+        if idle:
+            await asyncio.wait(idle, timeout=_HALF_CLOSE_S)
+        rest = list(self._tasks)
+        for task in rest:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*rest, return_exceptions=True)
         for channel, _ in self._channels.values():
             await channel.close(None)
+        if rest:
+            await asyncio.sleep(_CANCELLED_S)
 
-    def _spawn(self, work: Awaitable[None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def _stub(self, address: Address) -> Any:
         if address not in self._channels:
@@ -275,8 +291,13 @@ class _TaskWire:
                 error = ActorUnavailable(f"the stream to {stream.address.target} broke")
         except TurnwiseError as refused:
             error = refused
+        except asyncio.CancelledError:
+            if self._closing:
+                raise
+            error = Cancelled("the connection was given up")  # its channel was closed by `reset`
         finally:
             self._outboxes.pop(stream, None)
+            self._readers.pop(stream, None)
             if writer is not None:
                 writer.cancel()
         self._feed(partial(self.router.broke, stream, error))
@@ -291,6 +312,11 @@ class _TaskWire:
             self._feed(partial(self.router.failed, attempt, error_from_rpc(broken)))
         except TurnwiseError as refused:
             self._feed(partial(self.router.failed, attempt, refused))
+        except asyncio.CancelledError:
+            if self._closing:
+                raise
+            given_up = Cancelled("the connection was given up")
+            self._feed(partial(self.router.failed, attempt, given_up))
         else:
             self._feed(partial(self.router.answered, attempt, reply))
 

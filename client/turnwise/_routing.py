@@ -307,7 +307,9 @@ class Router:
             heapq.heappop(self._timers)[2]()
 
     def later(self, delay_s: float, action: Callable[[], None]) -> None:
-        """Calls `action` from `tick` once the time has come."""
+        """Calls `action` from `tick` once the time has come; never, once closed."""
+        if self._closed:
+            return
         heapq.heappush(self._timers, (self._clock() + delay_s, next(self._ids), action))
 
     # ---- how

@@ -9,6 +9,7 @@ import grpc
 import pytest
 
 import turnwise
+from turnwise._routing import RoutingConfig
 from turnwise.testing import FakeActor
 
 ACTIONS = ["greet", "ask_size", "bye"]
@@ -186,6 +187,22 @@ def test_a_call_has_a_deadline_of_its_own():
             bot.dialogue().act(timeout=0.2)
         assert isinstance(caught.value, TimeoutError)
         assert time.monotonic() - begun < 5
+
+
+def test_a_connection_that_fell_silent_is_replaced():
+    with FakeActor() as actor, turnwise.Client(actor.address) as bot:
+        bot._engine._router._config = RoutingConfig(stall_s=0.5)
+        talk = bot.dialogue()
+        talk.act()
+        actor.delay(math.inf)
+        domains = []
+        asking = threading.Thread(target=lambda: domains.append(bot.domain()))
+        asking.start()
+        threading.Timer(0.2, actor.delay, [0]).start()
+        assert talk.act().index == 1
+        asking.join()
+        assert "greet" in domains[0].actions
+        assert bot.counters.streams == 2
 
 
 def test_more_than_256_calls_at_once_wait_for_room():

@@ -95,7 +95,7 @@ class ActorConfig:
     """A policy file, or a folder whose newest is served, until the learner sends a newer one."""
     address_file: Path | None = None
     """Written with host:port once the actor listens."""
-    max_message_bytes: int = 1024 * 1024
+    max_message_bytes: int = 4 * 1024 * 1024
     """Larger requests are refused by gRPC with RESOURCE_EXHAUSTED before they are read."""
     drain_s: float = 10.0
     """On SIGTERM: the longest wait for calls in flight, and again for the learner to take the last facts."""

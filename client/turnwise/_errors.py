@@ -5,7 +5,7 @@
     ├── TokenError                      begin another dialogue
     │   ├── TokenRejected               forged, altered, malformed, or of another installation
     │   └── TokenExpired                older than the age limit
-    ├── DialogueEnded                   begin another dialogue
+    ├── DialogueEnded                   begin another dialogue: this one has ended, or is full
     ├── NotReady                        the server's state forbids it now; the message says which
     ├── AccessDenied                    present other credentials
     ├── Overloaded                      send less, or later
@@ -174,6 +174,7 @@ _BY_REASON: Mapping[str, type[TurnwiseError]] = {
     "TOKEN_FOREIGN": TokenRejected,
     "TOKEN_EXPIRED": TokenExpired,
     "DIALOGUE_ENDED": DialogueEnded,
+    "DIALOGUE_FULL": DialogueEnded,
 }
 
 _BY_NUMBER: Mapping[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}

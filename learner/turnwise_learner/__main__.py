@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import logging
 import logging.handlers
+import os
 import sys
 from pathlib import Path
 
@@ -57,12 +58,16 @@ def _configure_logging(level: str, file: Path | None) -> None:
 
 
 def main() -> None:
-    """Runs until SIGTERM or SIGINT. Exit code 0 then; 1 with a message when it cannot start."""
+    """Runs until SIGTERM or SIGINT: exit code 0. 78 for a wrong domain, 1 when it cannot start otherwise."""
     arguments = _parser().parse_args()
     try:
         _configure_logging(arguments.log_level, arguments.log_file)
         asyncio.run(serve(_config(arguments)))
-    except (DomainError, JournalError, OSError, ValueError) as error:
+    except DomainError as error:
+        # Starting again is of no use: the supervisor knows this code.
+        print(f"turnwise_learner: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(os.EX_CONFIG)
+    except (JournalError, OSError, ValueError) as error:
         sys.exit(f"turnwise_learner: {error}")
 
 

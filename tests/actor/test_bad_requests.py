@@ -170,7 +170,7 @@ async def test_a_token_of_another_dialogue_does_not_vouch_for_feedback(new_actor
 async def test_a_message_over_the_size_limit_is_refused_by_grpc(new_actor: ActorFactory) -> None:
     _, bot = await new_actor()
     with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await bot.stub.Act(pb.ActRequest(token=bytes(1024 * 1024)))
+        await bot.stub.Act(pb.ActRequest(token=bytes(4 * 1024 * 1024)))
     assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
 
 

@@ -190,7 +190,7 @@ async def test_a_broken_connection_loses_no_fact(new_actor: ActorFactory, learne
 async def test_a_request_over_the_size_limit_ends_its_stream(new_actor: ActorFactory) -> None:
     _, bot = await new_actor()
     stream = Stream(bot)
-    await stream.send(1, act=pb.ActRequest(token=bytes(1024 * 1024)))
+    await stream.send(1, act=pb.ActRequest(token=bytes(4 * 1024 * 1024)))
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await stream.receive()
     assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -1,5 +1,7 @@
 """Any process may be killed at any time; what was acknowledged is there and is learned."""
 
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -29,6 +31,18 @@ def journaled(data: Path) -> set[str]:
 
 def trainer_pid(up: LocalDeployment) -> int:
     return int(eventually(lambda: status(up.learner).trainer_alive and status(up.learner).trainer.pid))
+
+
+def opened_by_rllib(checkpoints: Path) -> int:
+    """Rows of replay in the newest checkpoint, as a plain Python session sees them."""
+    path = checkpoints / (checkpoints / "LATEST").read_text().strip()
+    code = (
+        "from ray.rllib.algorithms.algorithm import Algorithm;"
+        f"print(len(Algorithm.from_checkpoint({str(path)!r}).replay))"
+    )
+    ran = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    return int(ran.stdout.split()[-1])
 
 
 def test_killing_the_trainer_stops_neither_answers_nor_acknowledgements(tmp_path: Path) -> None:
@@ -113,6 +127,7 @@ def test_it_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
         wait_learned(up.actors[0], receipt.journal_cursor)
         eventually(lambda: status(up.learner).trainer.updates == 88)
         before = status(up.learner)
+    assert opened_by_rllib(tmp_path / "checkpoints") == before.trainer.replay_rows
     with deployed(tmp_path) as up, turnwise.Client(list(up.actors)) as bot:
         after = status(up.learner)
         assert after.trainer.rated_turns == before.trainer.rated_turns

@@ -144,7 +144,7 @@ def test_a_taken_port_ends_with_a_message(start, config, tmp_path):
 def test_a_wrong_domain_file_ends_with_a_message(config, start):
     config.domain.write_text("name: shop\nstate: {}\nactions: []\n")
     learner = start("--no-trainer")
-    assert learner.process.wait(20) == 1
+    assert learner.process.wait(20) == 78
     message = learner.process.communicate()[1]
     assert message.startswith("turnwise_learner: ")
     assert "Traceback" not in message

@@ -8,41 +8,43 @@ this file faster tightens the goal. Letters: N rows, B batch, D inputs, A action
 from __future__ import annotations
 
 from itertools import pairwise
-from math import isqrt
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import linear, relu
 
+WIDTH = 32
+
 
 class Strata:
     """Priorities <float64>[2, N], all rows and protected ones, under one level of block sums."""
 
     def __init__(self, capacity: int) -> None:
-        self.width = isqrt(capacity - 1) + 1
-        self.leaves = np.zeros((2, self.width * self.width))
-        self.blocks = self.leaves.reshape(-1, self.width)
-        self.sums = np.zeros(2 * self.width)
+        self.parts = -(-capacity // WIDTH)
+        self.leaves = np.zeros((2, self.parts * WIDTH))
+        self.blocks = self.leaves.reshape(-1, WIDTH)
+        self.sums = np.zeros(2 * self.parts)
 
     def set(self, rows: np.ndarray, priorities: np.ndarray) -> None:
         """Sets priorities <float64>[2, B] of rows <int64>[B]."""
         self.leaves[:, rows] = priorities
-        blocks = rows // self.width
-        blocks = np.concatenate((blocks, blocks + self.width))
-        self.sums[blocks] = self.blocks[blocks].sum(1)
+        blocks = rows // WIDTH
+        blocks = np.concatenate((blocks, blocks + self.parts))
+        self.sums[blocks] = self.blocks.take(blocks, 0).sum(1)
 
-    def draw(self, stratum: int, count: int, rng: np.random.Generator) -> np.ndarray:
-        """Rows <int64>[count], one in each of `count` equal parts of the cumulative sum."""
-        first = stratum * self.width
-        ends = self.sums[first : first + self.width].cumsum()
-        marks = (np.arange(count) + rng.random(count)) * (ends[-1] / count)
-        block = np.minimum(ends.searchsorted(marks, "right"), self.width - 1)
-        leaves = self.blocks[first + block]
-        inside = leaves.cumsum(1)
-        marks -= ends[block] - self.sums[first + block]
+    def draw(self, counts: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+        """Rows <int64>[sum of counts], one in each of `count` equal parts of a stratum's cumulative sum."""
+        ends = self.sums.cumsum()
+        first = ends[self.parts - 1]
+        marks = np.concatenate([np.arange(count) for count in counts]) + rng.random(sum(counts))
+        marks[: counts[0]] *= first / counts[0]
+        marks[counts[0] :] = first + marks[counts[0] :] * ((ends[-1] - first) / counts[1])
+        block = np.minimum(ends.searchsorted(marks, "right"), len(ends) - 1)
+        inside = self.blocks.take(block, 0).cumsum(1)
+        marks -= ends[block] - self.sums[block]
         np.minimum(marks, np.nextafter(inside[:, -1], 0), out=marks)
-        return block * self.width + (inside <= marks[:, None]).sum(1)
+        return (block % self.parts) * WIDTH + (inside <= marks[:, None]).sum(1)
 
 
 class Reference:
@@ -79,12 +81,13 @@ class Reference:
     def update(self, batch_size: int) -> None:
         """Draws a batch, takes one gradient step, writes the priorities back."""
         rows, weights = self.draw(batch_size)
-        batch = {name: torch.from_numpy(column[rows]) for name, column in self.columns.items()}
+        batch = {name: torch.from_numpy(column.take(rows, 0)) for name, column in self.columns.items()}
         loss, error = self.losses(batch, torch.from_numpy(weights))
-        self.adam.zero_grad()
+        for p in self.online:
+            p.grad = None
         loss.backward()
         grads = [p.grad for p in self.online]
-        norm = torch.nn.utils.get_total_norm(grads).item()
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads))).item()
         if norm > self.hyper["grad_clip"]:
             torch._foreach_mul_(grads, self.hyper["grad_clip"] / (norm + 1e-6))
         self.adam.step()
@@ -98,8 +101,7 @@ class Reference:
         hyper, strata = self.hyper, self.strata
         n_protected = round(batch_size * hyper["protected_share"])
         n_rest = batch_size - 1 - n_protected
-        drawn = strata.draw(0, n_rest, self.rng), strata.draw(1, n_protected, self.rng)
-        rows = np.concatenate(((self.newest,), *drawn))
+        rows = np.concatenate(((self.newest,), strata.draw((n_rest, n_protected), self.rng)))
         totals = strata.sums.reshape(2, -1).sum(1)
         p = np.array((n_rest, n_protected)) / batch_size / totals @ strata.leaves[:, rows]
         p += (rows == self.newest) / batch_size

@@ -339,25 +339,24 @@ class TurnReplay(Checkpointable):
         Raises:
             ValueError: There is nothing to learn from yet.
         """
-        if not self.learnable:
+        total, protected_total = self._tree.total, self._protected.total
+        if total <= 0:
             raise ValueError("nothing to learn from: no turn in replay has a return or a correction")
         newest = int(self._newest_lesson >= 0 and self._tree.leaves[self._newest_lesson] > 0)
-        any_protected = self._protected.total > 0
-        n_protected = (
-            min(batch_size - newest - 1, round(batch_size * self.config.protected_share))
-            if any_protected
-            else 0
-        )
+        n_protected = 0
+        if protected_total > 0:
+            n_protected = min(batch_size - newest - 1, round(batch_size * self.config.protected_share))
         n_rest = batch_size - newest - n_protected
-        parts = [np.full(newest, self._newest_lesson, np.int64), self._draw(self._tree, n_rest)]
+        parts = [np.full(newest, self._newest_lesson, np.int64), self._draw(self._tree, n_rest, total)]
         if n_protected:
-            parts.append(self._draw(self._protected, n_protected))
+            parts.append(self._draw(self._protected, n_protected, protected_total))
         rows = np.concatenate(parts)
-        p = n_rest / batch_size * self._tree.leaves[rows] / self._tree.total
+        p = self._tree.leaves[rows] * (n_rest / batch_size / total)
         if n_protected:
-            p += n_protected / batch_size * self._protected.leaves[rows] / self._protected.total
-        p += (rows == self._newest_lesson) * newest / batch_size
-        weights = (len(self) * p) ** -self._beta(updates)
+            p += self._protected.leaves[rows] * (n_protected / batch_size / protected_total)
+        if newest:
+            p += (rows == self._newest_lesson) / batch_size
+        weights = (len(self._rows) * p) ** -self._beta(updates)
         return rows, self._columns_of(rows, (weights / weights.max()).astype(np.float32))
 
     def update_priorities(self, rows: np.ndarray, errors: np.ndarray) -> None:
@@ -375,10 +374,8 @@ class TurnReplay(Checkpointable):
         if protected.any():
             self._protected.set(rows[protected], priorities[protected])
 
-    def _draw(self, tree: SumTree, count: int) -> np.ndarray:
-        total = tree.total
-        marks = (np.arange(count) + self.rng.random(count)) * (total / max(count, 1))
-        return tree.sample(marks)
+    def _draw(self, tree: SumTree, count: int, total: float) -> np.ndarray:
+        return tree.sample((np.arange(count) + self.rng.random(count)) * (total / max(count, 1)))
 
     def _beta(self, updates: int) -> float:
         return self.config.beta + (1 - self.config.beta) * min(1.0, updates / self.config.beta_updates)
@@ -411,14 +408,14 @@ class TurnReplay(Checkpointable):
 
         A return goes on to the next turn while that turn was shown as decided and has a return of its own.
         """
-        returns = np.where(has_return, np.nan_to_num(self.reward[rows]), 0.0)
+        returns = np.where(has_return, self.reward[rows], 0.0)
         discount = np.full(len(rows), self.gamma)
         last = rows
         for _ in range(self.n_step - 1 if self.gamma else 0):
             following = self.child[last]
             goes_on = has_return & ~self.terminated[last] & (following >= 0)
             goes_on &= self._has_return(following) & ~self.breaks_return[following]
-            returns = np.where(goes_on, returns + discount * np.nan_to_num(self.reward[following]), returns)
+            returns = np.where(goes_on, returns + discount * self.reward[following], returns)
             discount = np.where(goes_on, discount * self.gamma, discount)
             last = np.where(goes_on, following, last)
         following = self.child[last]
@@ -472,7 +469,8 @@ class TurnReplay(Checkpointable):
         for row in self._corrections:
             self._corrected_states.setdefault(int(self.state_key[row]), set()).add(row)
         self._store_priorities(np.arange(used), state["priorities"])
-        self._next_row = state["next_row"] % self.config.capacity_turns
+        # A replay that has grown fills its new rows before it evicts.
+        self._next_row = used if used < self.config.capacity_turns else state["next_row"]
         self._newest_lesson = state["newest_lesson"]
         self._max_priority = state["max_priority"]
         self.evicted, self.added = state["evicted"], state["added"]

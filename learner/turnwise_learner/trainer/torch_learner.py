@@ -35,6 +35,7 @@ from ray.rllib.utils.metrics import (
     TD_ERROR_KEY,
 )
 from torch import Tensor
+from torch.nn.functional import huber_loss
 
 from turnwise_learner.trainer.rl_module import ALLOWED, QF_PREDS
 
@@ -78,7 +79,7 @@ class TurnwiseTorchLearner(DQNTorchLearner):
     @property
     def last_losses(self) -> dict[str, float]:
         """Terms of the newest update's loss; empty before the first."""
-        return {name: float(term) for name, term in self._last_terms.items()}
+        return {name: float(term.mean()) for name, term in self._last_terms.items()}
 
     def update_many(
         self, batches: Iterable[tuple[np.ndarray, dict[str, np.ndarray]]]
@@ -136,10 +137,12 @@ class TurnwiseTorchLearner(DQNTorchLearner):
     ) -> Tensor:
         _, error, terms = losses = self._losses(batch, fwd_out[QF_PREDS])
         self.metrics.log_value((module_id, TD_ERROR_KEY), error, reduce="item_series")
-        self.metrics.log_dict(terms, key=module_id, window=1)
+        means = {name: term.mean() for name, term in terms.items()}
+        self.metrics.log_dict(means, key=module_id, window=1)
         return losses[0]
 
     def _losses(self, batch: dict[str, Tensor], q: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """The loss, |error| <float32>[B], and the loss's terms row by row, whose means are reported."""
         config = self.config
         taken = batch[Columns.ACTIONS].unsqueeze(1)
         boot = self._bootstrap(batch)
@@ -147,17 +150,15 @@ class TurnwiseTorchLearner(DQNTorchLearner):
         q_taken = q.gather(1, taken).squeeze(1)
         has_return = batch[HAS_RETURN]
         td = (q_taken - target) * has_return
-        per_row = (
-            torch.nn.functional.huber_loss
-            if config.td_error_loss_fn == "huber"
-            else torch.nn.functional.mse_loss
-        )
-        l_td = (batch[WEIGHTS] * per_row(td, torch.zeros_like(td), reduction="none")).mean()
+        if config.td_error_loss_fn == "huber":
+            l_td = batch[WEIGHTS] * huber_loss(td, torch.zeros_like(td), reduction="none")
+        else:
+            l_td = batch[WEIGHTS] * td.square()
 
         corrected = batch[CORRECTED]
         free = (batch[ALLOWED] & ~corrected).scatter(1, taken, False).float()
         pull = (q - (boot + config.untried_value).unsqueeze(1)).square() * free
-        l_anchor = config.anchor_weight * (pull.sum(1) / free.sum(1).clamp(min=1)).mean()
+        l_anchor = config.anchor_weight * (pull.sum(1) / free.sum(1).clamp(min=1))
         total = l_td + l_anchor
         error = td.detach().abs()
         terms = {"td_loss": l_td.detach(), "anchor_loss": l_anchor.detach()}
@@ -171,11 +172,11 @@ class TurnwiseTorchLearner(DQNTorchLearner):
             )
             best = q.masked_fill(~corrected, -torch.inf).amax(1)
             margin = torch.where(has_x, rival - best, 0.0)
-            l_x, l_margin = gap_x.square().sum(1).mean(), margin.mean()
-            total = total + config.correction_weight * (l_x + l_margin)
-            error = torch.maximum(error, torch.maximum(margin, gap_x.abs().amax(1)).detach())
-            terms |= {"correction_loss": l_x.detach(), "margin_loss": l_margin.detach()}
-        return total, error, terms | {"total_loss": total.detach(), "td_error_mean": error.mean()}
+            l_x = gap_x.square().sum(1)
+            total = total + config.correction_weight * (l_x + margin)
+            error = torch.maximum(error, torch.maximum(margin.detach(), gap_x.detach().abs().amax(1)))
+            terms |= {"correction_loss": l_x.detach(), "margin_loss": margin.detach()}
+        return total.mean(), error, terms | {"total_loss": total.detach(), "td_error_mean": error}
 
     def _bootstrap(self, batch: dict[str, Tensor]) -> Tensor:
         """Discounted double-Q value of the next state, <float32>[B]; no gradient."""

@@ -8,8 +8,8 @@ that take the sides in turn; a figure is the median of the rounds.
 
 - b32, b256: `TurnwiseDQN.learn` on a full replay of 100,000 turns.
 - torch: `reference.py`, on the same turns. The two losses are compared before anything is measured.
-- stock: RLlib's DQN `training_step` with its PrioritizedEpisodeReplayBuffer, prefilled with 20,000 turns of the
-  same shape, without masks and corrections, which it does not know. It cannot train without
+- stock: RLlib's DQN `training_step` with its PrioritizedEpisodeReplayBuffer, prefilled with 20,000 turns of the same
+  shape, without masks and corrections, which it does not know. It cannot train without
   sampling; `training_intensity` makes that one environment step to 25 updates, of an environment that does
   nothing.
 - live8: as the live trainer does it: one turn and its lesson into replay, 8 updates, a policy file. The
@@ -21,13 +21,15 @@ that take the sides in turn; a figure is the median of the rounds.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
+import logging
+import resource
 import statistics
-import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,17 +62,17 @@ GOALS = {
 }
 INPUTS, ACTIONS, HIDDEN, GAMMA = 128, 64, [256, 256], 0.9
 DIALOGUE_TURNS = 8
-STOCK_TURNS = 20_000
+STOCK_TURNS, STOCK_UPDATES = 20_000, 25
 SPACES = {"observation_space": Box(-np.inf, np.inf, (INPUTS,), np.float32), "action_space": Discrete(ACTIONS)}
 
 
 class Turns:
     """Random turns 0, 1, 2 …; as many as one likes, in little memory: observations overlap."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, inputs: int = INPUTS) -> None:
         rng = np.random.default_rng(1)
-        noise = rng.standard_normal(count + INPUTS, np.float32)
-        self.obs = np.lib.stride_tricks.sliding_window_view(noise, INPUTS)[:count]
+        noise = rng.standard_normal(count + inputs, np.float32)
+        self.obs = np.lib.stride_tricks.sliding_window_view(noise, inputs)[:count]
         self.action = rng.integers(0, ACTIONS, count)
         self.reward = rng.uniform(-1, 1, count).astype(np.float32)
         self.corrected = rng.random(count) < 0.05
@@ -127,7 +129,9 @@ class Turns:
         return {
             "columns": columns,
             "priorities": np.ones(n),
-            "corrections": {int(i): [("ann", 1, self.right_action(i))] for i in np.flatnonzero(self.corrected)},
+            "corrections": {
+                int(i): [("ann", 1, self.right_action(i))] for i in np.flatnonzero(self.corrected)
+            },
             "next_row": n % capacity,
             "newest_lesson": n - 2,
             "max_priority": 1.0,
@@ -265,6 +269,9 @@ class Live:
 
 # Measuring
 
+Side = tuple[Callable[[int], object], int]
+"""(does that many updates, how many a round)"""
+
 
 def cpu_s(work: Callable[[], object]) -> float:
     """CPU-seconds of this process."""
@@ -273,11 +280,11 @@ def cpu_s(work: Callable[[], object]) -> float:
     return time.process_time() - started
 
 
-def rates(sides: dict[str, tuple[Callable[[int], object], int]], rounds: int) -> dict[str, float]:
+def rates(sides: dict[str, Side], rounds: int) -> dict[str, float]:
     """Updates per CPU-second of each side, the median of rounds that take the sides in turn.
 
     Args:
-        sides: name -> (does that many updates, how many a round).
+        sides: Those to compare.
         rounds: How many; one more goes first and is not counted.
     """
     seen: dict[str, list[float]] = {name: [] for name in sides}
@@ -288,11 +295,11 @@ def rates(sides: dict[str, tuple[Callable[[int], object], int]], rounds: int) ->
 
 
 def of_batch(batch_size: int, turns: Turns, updates: int, rounds: int) -> dict[str, float]:
-    """Rates of all sides at one batch size."""
-    ours, stock_updates = build_ours(batch_size, turns), max(25, updates // 10)
-    reference = build_reference(ours, turns)
+    """Rates of all sides at one batch size; `updates` a round, a multiple of 50."""
+    ours = build_ours(batch_size, turns)
+    ours.learn(100)
+    reference, stock = build_reference(ours, turns), build_stock(batch_size, STOCK_UPDATES)
     figures = {"loss_difference": loss_difference(ours, reference)}
-    stock = build_stock(batch_size, 25)
 
     def learn(n: int) -> None:
         for _ in range(n // 50):
@@ -302,14 +309,10 @@ def of_batch(batch_size: int, turns: Turns, updates: int, rounds: int) -> dict[s
         for _ in range(n):
             reference.update(batch_size)
 
-    def learn_in_stock(n: int) -> None:
-        for _ in range(n // 25):
-            stock.training_step()
-
-    sides: dict[str, tuple[Callable[[int], object], int]] = {
+    sides: dict[str, Side] = {
         "ours": (learn, updates),
         "torch": (learn_plainly, updates),
-        "stock": (learn_in_stock, stock_updates // 25 * 25),
+        "stock": (lambda n: stock.training_step(), STOCK_UPDATES),
     }
     with tempfile.TemporaryDirectory() as folder:
         if batch_size == 32:
@@ -334,3 +337,124 @@ def loss_difference(ours: TurnwiseDQN, reference: Reference) -> float:
     if apart > 1e-4 or not torch.allclose(error, plain_error, rtol=1e-3, atol=1e-5):
         raise ValueError(f"reference.py has another loss than torch_learner.py: {plain_loss}, {loss}")
     return apart
+
+
+# Replay alone
+
+
+class Evicting:
+    """A full replay: every turn that comes in puts one out."""
+
+    def __init__(self, count: int) -> None:
+        self.turns, self._at = Turns(count), count
+        self.algorithm = build_ours(32, self.turns)
+
+    def fresh(self) -> TurnRecord:
+        """A turn under an id of its own."""
+        self._at += 1
+        record = self.turns.record(self._at % len(self.turns))
+        return TurnRecord(**{**vars(record), "decision_id": f"{self._at:032x}", "terminated": True})
+
+    def run(self, updates: int) -> None:
+        """As many turns as updates."""
+        for _ in range(updates // 50):
+            for _ in range(50):
+                self.algorithm.replay.apply((self.fresh(),), lesson=True)
+            self.algorithm.learn(50)
+
+    def operations(self) -> dict[str, Callable[[], object]]:
+        """One turn's or one batch's cost each."""
+        replay = self.algorithm.replay
+        rows, _ = replay.sample(32)
+        errors = np.linspace(0, 1, 32)
+
+        def add() -> TurnRecord:
+            record = self.fresh()
+            replay.apply((record,), lesson=True)
+            return record
+
+        def add_and_amend() -> None:
+            replay.apply((TurnRecord(**{**vars(add()), "obs": None, "reward": -0.5, "rated_ms": 2}),))
+
+        def add_and_correct() -> None:
+            # Taken back at once: live corrections would fill the replay.
+            record = TurnRecord(**{**vars(add()), "obs": None})
+            replay.apply((TurnRecord(**{**vars(record), "corrections": (Correction("bob", 1, 3),)}),))
+            replay.apply((record,))
+
+        return {
+            "add": add,
+            "add_and_amend": add_and_amend,
+            "add_and_correct": add_and_correct,
+            "sample": lambda: replay.sample(32),
+            "prioritise": lambda: replay.update_priorities(rows, errors),
+        }
+
+
+def of_sizes(sizes: dict[str, int], updates: int, rounds: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Rates with a full replay of each size, and microseconds of its operations."""
+    full = {name: Evicting(count) for name, count in sizes.items()}
+    speed = rates({name: (one.run, updates) for name, one in full.items()}, rounds)
+    seen: dict[str, list[float]] = {}
+    operations = {f"{k}_us_{name}": f for name, one in full.items() for k, f in one.operations().items()}
+    for _ in range(rounds):
+        for name, operation in operations.items():
+            seen.setdefault(name, []).append(cpu_s(lambda f=operation: [f() for _ in range(50)]) / 50 * 1e6)
+    return speed, {name: round(statistics.median(found), 1) for name, found in seen.items()}
+
+
+def memory_ratio(count: int, inputs: int = 256) -> float:
+    """Resident memory of a full replay / the size of its columns."""
+    turns = Turns(count, inputs)
+    state = turns.replay_state(count)
+    gc.collect()
+    before = _resident_bytes()
+    replay = TurnReplay(inputs, ACTIONS, GAMMA, 1, ReplayConfig(capacity_turns=count))
+    replay.set_state(state)
+    gc.collect()
+    grown = _resident_bytes() - before
+    return grown / sum(getattr(replay, name).nbytes for name in replay._COLUMNS)
+
+
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+# The whole
+
+
+def measure(short: bool) -> tuple[dict[str, float], dict[str, Any]]:
+    """All ratios and the figures that they are made of."""
+    rounds, turns = (5, Turns(100_000)) if short else (15, Turns(100_000))
+    figures: dict[str, Any] = {"memory_vs_columns": memory_ratio(100_000 if short else 1_000_000)}
+    ratios: dict[str, float] = {}
+    for batch_size, updates in ((32, 200), (256, 50)):
+        found = figures[f"b{batch_size}"] = of_batch(batch_size, turns, updates, rounds)
+        ratios[f"b{batch_size}_vs_torch"] = found["ours"] / found["torch"]
+        ratios[f"b{batch_size}_vs_stock"] = found["ours"] / found["stock"]
+    ratios["live8_vs_torch"] = figures["b32"]["live8"] / figures["b32"]["torch"]
+    sizes = {"10k": 10_000, "1m": 1_000_000}
+    figures["evicting"], figures["replay"] = of_sizes(sizes, 200, rounds)
+    ratios["replay_1m_vs_10k"] = figures["evicting"]["1m"] / figures["evicting"]["10k"]
+    return ratios, figures
+
+
+def main() -> None:
+    """Prints the report; its last line is JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--short", action="store_true", help="within five minutes")
+    short = parser.parse_args().short
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    start_ray()
+    try:
+        ratios, figures = measure(short)
+    finally:
+        ray.shutdown()
+    ok = all(ratios[key] >= goal for key, goal in GOALS.items())
+    report = {"name": "updates", "ratios": ratios, "goals": GOALS, "figures": figures, "ok": ok}
+    print(json.dumps(report, default=float))
+
+
+if __name__ == "__main__":
+    main()

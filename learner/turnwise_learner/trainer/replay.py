@@ -11,20 +11,24 @@ evicted oldest first when the arrays are full; rows with live corrections are ne
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from ray.rllib.core.columns import Columns
 from ray.rllib.utils.checkpoints import Checkpointable
 
 from turnwise_learner.trainer import rl_module, torch_learner
+from turnwise_learner.trainer.decision_rows import DecisionRows
 from turnwise_learner.trainer.sum_tree import SumTree
 from turnwise_learner.trainer.turns import Correction, TurnRecord
 
 _ID_BYTES = 40
+
+_Rating = tuple[int, float, int]
+"""(when, reward, row)"""
+_UNRATED: _Rating = (0, 0.0, -1)
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,9 @@ class ReplayConfig:
     """How turns are kept and drawn."""
 
     capacity_turns: int = 100_000
-    """Rows; a row costs about 4 bytes an input. Memory is used only as rows come."""
+    """Rows; a row costs 4 bytes an input, 3 an action, and 150. Memory is used only as rows come."""
+    obs_dtype: Literal["float32", "float16"] = "float32"
+    """How observations are kept; float16 halves them and keeps three decimal digits, up to 65,504."""
     alpha: float = 0.6
     """Priority exponent, 0 uniform (arXiv:1511.05952, eq. 1)."""
     beta: float = 0.4
@@ -50,6 +56,8 @@ class ReplayConfig:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ValueError(f"{name} is {value}; wanted {low} to {high}")
+        if self.obs_dtype not in ("float32", "float16"):
+            raise ValueError(f"obs_dtype is {self.obs_dtype!r}; wanted float32 or float16")
         if self.capacity_turns < 64:
             raise ValueError(f"capacity_turns is {self.capacity_turns}; wanted 64 or more")
 
@@ -80,7 +88,7 @@ class TurnReplay(Checkpointable):
         self._ctor = (inputs, actions, gamma, n_step, self.config)
         self.gamma, self.n_step = gamma, n_step
         n = self.config.capacity_turns
-        self.obs = np.zeros((n, inputs), np.float32)
+        self.obs = np.zeros((n, inputs), self.config.obs_dtype)
         self.allowed = np.zeros((n, actions), bool)
         self.action = np.full(n, -1, np.int32)
         self.reward = np.full(n, np.nan, np.float32)
@@ -96,8 +104,9 @@ class TurnReplay(Checkpointable):
         self._corrections: dict[int, tuple[Correction, ...]] = {}
         self._tree = SumTree(n)
         self._protected = SumTree(n)
-        self._rows: dict[str, int] = {}
-        self._judged: defaultdict[int, set[int]] = defaultdict(set)
+        self._rows = DecisionRows(self.decision_id)
+        self._corrected_states: dict[int, set[int]] = {}
+        self._ratings: dict[int, dict[int, _Rating]] = {}
         self._next_row = 0
         self._newest_lesson = -1
         self._max_priority = 1.0
@@ -135,7 +144,9 @@ class TurnReplay(Checkpointable):
 
     def apply(self, records: Sequence[TurnRecord], lesson: bool = False) -> None:
         """Inserts or amends the turns of one change; the successor of one may come after it."""
-        placed = [(row, record) for record in records if (row := self._row_of(record)) >= 0]
+        found = [(row, record) for record in records if (row := self._row_of(record)) >= 0]
+        # One of them may have been evicted to make room for another.
+        placed = [(row, record) for row, record in found if self._rows.find(record.decision_id) == row]
         fresh = {row for row, record in placed if self._write(row, record)}
         for row, record in placed:
             self._link(row, record)
@@ -148,16 +159,15 @@ class TurnReplay(Checkpointable):
             self._newest_lesson = judged[0]
 
     def _row_of(self, record: TurnRecord) -> int:
-        row = self._rows.get(record.decision_id, -1)
+        row = self._rows.find(record.decision_id)
         if row >= 0:
             return row
         if record.obs is None:
             self.amended_too_late += 1
             return -1
         row = self._free_row()
-        self._rows[record.decision_id] = row
-        self.decision_id[row] = record.decision_id.encode()
-        self.obs[row] = record.obs
+        self._rows.add(record.decision_id, row)
+        self.obs[row] = record.obs if self.config.obs_dtype == "float32" else _within_float16(record.obs)
         self.state_key[row] = state_key(record.obs, record.allowed)
         self.added += 1
         return row
@@ -175,10 +185,11 @@ class TurnReplay(Checkpointable):
         if record.corrections:
             self._corrections[row] = record.corrections
         key = int(self.state_key[row])
-        if record.corrections or record.rated_ms:
-            self._judged[key].add(row)
+        if record.corrections:
+            self._corrected_states.setdefault(key, set()).add(row)
         else:
-            self._forget_judgement(key, row)
+            self._forget_correction(key, row)
+        self._note_rating(key, row)
         return self._value_of(row) != before
 
     def _value_of(self, row: int) -> tuple[Any, ...]:
@@ -193,7 +204,7 @@ class TurnReplay(Checkpointable):
         )
 
     def _link(self, row: int, record: TurnRecord) -> None:
-        child = self._rows.get(record.successor, -1)
+        child = self._rows.find(record.successor) if record.successor else -1
         if self.child[row] not in (-1, child):
             self.parent[self.child[row]] = -1
         self.child[row] = child
@@ -206,40 +217,61 @@ class TurnReplay(Checkpointable):
         The newest of each teacher wins; one that was later rated below neutral lost its protection; one
         that was rated is taught by that rating instead of by `rewards.correction`.
         """
-        rows = self._judged.get(key, set())
+        rows = self._corrected_states.get(key)
+        if not rows:
+            return set()
         newest: dict[str, tuple[Correction, int]] = {}
         for row in rows:
-            for given in self._corrections.get(row, ()):
+            for given in self._corrections[row]:
                 if given.teacher not in newest or given.revision > newest[given.teacher][0].revision:
                     newest[given.teacher] = (given, row)
-        ratings: dict[int, tuple[int, float]] = {}
-        for row in rows:
-            if self.rated_ms[row]:
-                rating = (int(self.rated_ms[row]), float(self.reward[row]))
-                ratings[int(self.action[row])] = max(ratings.get(int(self.action[row]), (0, 0.0)), rating)
+        ratings = self._ratings_of(key)
         live: set[int] = set()
         bearers: set[int] = set()
         for given, row in newest.values():
-            rated_ms, rated = ratings.get(given.action, (0, 0.0))
+            rated_ms, rated, _ = ratings.get(given.action, _UNRATED)
             if rated_ms > given.revision and rated < 0:
                 continue
             live.add(given.action)
             bearers.add(row)
-        touched = {row for row in rows if row in self._corrections}
-        for row in touched:
+        for row in rows:
             self.corrected[row] = False
             self.correction_open[row] = False
             if row in bearers:
                 self.corrected[row, list(live)] = True
                 self.correction_open[row, [x for x in live if x not in ratings]] = True
-        return touched
+        return rows
 
-    def _forget_judgement(self, key: int, row: int) -> None:
-        if key in self._judged:
-            self.corrected[row] = self.correction_open[row] = False
-            self._judged[key].discard(row)
-            if not self._judged[key]:
-                del self._judged[key]
+    def _ratings_of(self, key: int) -> dict[int, _Rating]:
+        """The newest rating of each action in a corrected state; looked for once, then kept up to date."""
+        if key not in self._ratings:
+            self._ratings[key] = {}
+            for row in np.flatnonzero((self.state_key == key) & (self.rated_ms > 0)).tolist():
+                self._note_rating(key, row)
+        return self._ratings[key]
+
+    def _note_rating(self, key: int, row: int) -> None:
+        """Takes the rating of a row into account where its state is corrected."""
+        ratings = self._ratings.get(key)
+        if ratings is None:
+            return
+        rating = (int(self.rated_ms[row]), float(self.reward[row]), row)
+        action = int(self.action[row])
+        before = ratings.get(action, _UNRATED)
+        if any(known[2] == row and (a, known) != (action, rating) for a, known in ratings.items()):
+            del self._ratings[key]  # What this row said before may hide an older rating: look again.
+        elif rating[0] and rating > before:
+            ratings[action] = rating
+
+    def _forget_correction(self, key: int, row: int) -> None:
+        rows = self._corrected_states.get(key)
+        if rows is None or row not in rows:
+            return
+        self.corrected[row] = self.correction_open[row] = False
+        rows.discard(row)
+        if not rows:
+            del self._corrected_states[key]
+            self._ratings.pop(key, None)
 
     def _set_priorities(self, rows: np.ndarray, fresh: set[int]) -> None:
         """Rows with something new to learn get the highest priority; rows with nothing get none."""
@@ -275,14 +307,13 @@ class TurnReplay(Checkpointable):
         )
 
     def _evict(self, row: int) -> None:
-        decision_id = self.decision_id[row].decode()
-        if not decision_id:
+        if not self.decision_id[row]:
             return
         self.evicted += 1
-        del self._rows[decision_id]
-        self.decision_id[row] = b""
+        self._rows.remove(row)
         self._corrections.pop(row, None)
-        self._forget_judgement(int(self.state_key[row]), row)
+        key = int(self.state_key[row])
+        self._forget_correction(key, row)
         parent, child = int(self.parent[row]), int(self.child[row])
         if parent >= 0:
             self.child[parent] = -1
@@ -290,6 +321,8 @@ class TurnReplay(Checkpointable):
             self.parent[child] = -1
         self.parent[row] = self.child[row] = self.action[row] = -1
         self.reward[row] = np.nan
+        self.rated_ms[row] = 0
+        self._note_rating(key, row)
         if self._newest_lesson == row:
             self._newest_lesson = -1
         affected = np.array([row, parent] if parent >= 0 else [row], np.int64)
@@ -306,41 +339,43 @@ class TurnReplay(Checkpointable):
         Raises:
             ValueError: There is nothing to learn from yet.
         """
-        if not self.learnable:
+        total, protected_total = self._tree.total, self._protected.total
+        if total <= 0:
             raise ValueError("nothing to learn from: no turn in replay has a return or a correction")
         newest = int(self._newest_lesson >= 0 and self._tree.leaves[self._newest_lesson] > 0)
-        any_protected = self._protected.total > 0
-        n_protected = (
-            min(batch_size - newest - 1, round(batch_size * self.config.protected_share))
-            if any_protected
-            else 0
-        )
+        n_protected = 0
+        if protected_total > 0:
+            n_protected = min(batch_size - newest - 1, round(batch_size * self.config.protected_share))
         n_rest = batch_size - newest - n_protected
-        parts = [np.full(newest, self._newest_lesson, np.int64), self._draw(self._tree, n_rest)]
+        parts = [np.full(newest, self._newest_lesson, np.int64), self._draw(self._tree, n_rest, total)]
         if n_protected:
-            parts.append(self._draw(self._protected, n_protected))
+            parts.append(self._draw(self._protected, n_protected, protected_total))
         rows = np.concatenate(parts)
-        p = n_rest / batch_size * self._tree.leaves[rows] / self._tree.total
+        p = self._tree.leaves[rows] * (n_rest / batch_size / total)
         if n_protected:
-            p += n_protected / batch_size * self._protected.leaves[rows] / self._protected.total
-        p += (rows == self._newest_lesson) * newest / batch_size
-        weights = (len(self) * p) ** -self._beta(updates)
+            p += self._protected.leaves[rows] * (n_protected / batch_size / protected_total)
+        if newest:
+            p += (rows == self._newest_lesson) / batch_size
+        weights = (len(self._rows) * p) ** -self._beta(updates)
         return rows, self._columns_of(rows, (weights / weights.max()).astype(np.float32))
 
     def update_priorities(self, rows: np.ndarray, errors: np.ndarray) -> None:
         """|TD error| -> priority; rows whose error is not finite keep theirs."""
         finite = np.isfinite(errors)
-        rows, errors = rows[finite], np.abs(errors[finite].astype(np.float64))
-        if not len(rows):
-            return
-        raised = errors + self.config.priority_floor
+        if not finite.all():
+            rows, errors = rows[finite], errors[finite]
+            if not len(rows):
+                return
+        raised = np.abs(errors.astype(np.float64)) + self.config.priority_floor
         self._max_priority = max(1.0, float(raised.max()), self._max_priority * 0.999)
-        self._store_priorities(rows, raised**self.config.alpha)
+        priorities = raised**self.config.alpha
+        self._tree.set(rows, priorities)
+        protected = self._protected.leaves[rows] > 0
+        if protected.any():
+            self._protected.set(rows[protected], priorities[protected])
 
-    def _draw(self, tree: SumTree, count: int) -> np.ndarray:
-        total = tree.total
-        marks = (np.arange(count) + self.rng.random(count)) * (total / max(count, 1))
-        return tree.sample(marks)
+    def _draw(self, tree: SumTree, count: int, total: float) -> np.ndarray:
+        return tree.sample((np.arange(count) + self.rng.random(count)) * (total / max(count, 1)))
 
     def _beta(self, updates: int) -> float:
         return self.config.beta + (1 - self.config.beta) * min(1.0, updates / self.config.beta_updates)
@@ -349,34 +384,38 @@ class TurnReplay(Checkpointable):
         has_return = self._has_return(rows)
         returns, discounts, following = self._returns(rows, has_return)
         columns = {
-            Columns.OBS: self.obs[rows],
-            Columns.ACTIONS: np.maximum(self.action[rows], 0).astype(np.int64),
+            Columns.OBS: self._observations(rows),
+            Columns.ACTIONS: np.maximum(self.action[rows], 0, dtype=np.int64),
             Columns.REWARDS: returns,
             torch_learner.HAS_RETURN: has_return.astype(np.float32),
             torch_learner.WEIGHTS: weights,
-            torch_learner.CORRECTED: self.corrected[rows],
-            torch_learner.CORRECTION_OPEN: self.correction_open[rows],
-            rl_module.ALLOWED: self.allowed[rows],
+            torch_learner.CORRECTED: self.corrected.take(rows, 0),
+            torch_learner.CORRECTION_OPEN: self.correction_open.take(rows, 0),
+            rl_module.ALLOWED: self.allowed.take(rows, 0),
         }
         if discounts.any():
-            columns[Columns.NEXT_OBS] = self.obs[following]
-            columns[torch_learner.NEXT_ALLOWED] = self.allowed[following]
+            columns[Columns.NEXT_OBS] = self._observations(following)
+            columns[torch_learner.NEXT_ALLOWED] = self.allowed.take(following, 0)
             columns[torch_learner.DISCOUNTS] = discounts
         return columns
+
+    def _observations(self, rows: np.ndarray) -> np.ndarray:
+        """<float32>[B, D], however they are kept."""
+        return self.obs.take(rows, 0).astype(np.float32, copy=False)
 
     def _returns(self, rows: np.ndarray, has_return: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """n-step returns <float32>[B], their discounts (0: nothing follows) and next rows.
 
         A return goes on to the next turn while that turn was shown as decided and has a return of its own.
         """
-        returns = np.where(has_return, np.nan_to_num(self.reward[rows]), 0.0)
+        returns = np.where(has_return, self.reward[rows], 0.0)
         discount = np.full(len(rows), self.gamma)
         last = rows
         for _ in range(self.n_step - 1 if self.gamma else 0):
             following = self.child[last]
             goes_on = has_return & ~self.terminated[last] & (following >= 0)
             goes_on &= self._has_return(following) & ~self.breaks_return[following]
-            returns = np.where(goes_on, returns + discount * np.nan_to_num(self.reward[following]), returns)
+            returns = np.where(goes_on, returns + discount * self.reward[following], returns)
             discount = np.where(goes_on, discount * self.gamma, discount)
             last = np.where(goes_on, following, last)
         following = self.child[last]
@@ -393,7 +432,8 @@ class TurnReplay(Checkpointable):
         self, components: Any = None, *, not_components: Any = None, **kwargs: Any
     ) -> dict[str, Any]:
         """Arrays up to the highest row in use, priorities, links, counters, the random generator."""
-        used = max(self._rows.values(), default=-1) + 1
+        in_use = np.flatnonzero(self.decision_id)
+        used = int(in_use[-1]) + 1 if len(in_use) else 0
         return {
             "columns": {name: getattr(self, name)[:used].copy() for name in self._COLUMNS},
             "priorities": self._tree.leaves[:used].copy(),
@@ -425,13 +465,12 @@ class TurnReplay(Checkpointable):
         self._corrections = {
             row: tuple(Correction(*c) for c in given) for row, given in state["corrections"].items()
         }
-        ids = self.decision_id[:used].tolist()
-        self._rows = {decision_id.decode(): row for row, decision_id in enumerate(ids) if decision_id}
-        for row in self._rows.values():
-            if row in self._corrections or self.rated_ms[row]:
-                self._judged[int(self.state_key[row])].add(row)
+        self._rows = DecisionRows(self.decision_id)
+        for row in self._corrections:
+            self._corrected_states.setdefault(int(self.state_key[row]), set()).add(row)
         self._store_priorities(np.arange(used), state["priorities"])
-        self._next_row = state["next_row"] % self.config.capacity_turns
+        # A replay that has grown fills its new rows before it evicts.
+        self._next_row = used if used < self.config.capacity_turns else state["next_row"]
         self._newest_lesson = state["newest_lesson"]
         self._max_priority = state["max_priority"]
         self.evicted, self.added = state["evicted"], state["added"]
@@ -444,3 +483,8 @@ def state_key(obs: np.ndarray, allowed: np.ndarray) -> int:
     digest = hashlib.blake2b(obs.tobytes(), digest_size=8)
     digest.update(allowed.tobytes())
     return int.from_bytes(digest.digest(), "little")
+
+
+def _within_float16(obs: np.ndarray) -> np.ndarray:
+    largest = np.finfo(np.float16).max
+    return np.clip(obs, -largest, largest)

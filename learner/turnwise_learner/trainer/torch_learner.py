@@ -18,6 +18,7 @@ one falls below it. Without it, generalisation drags untried actions under the l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -34,6 +35,7 @@ from ray.rllib.utils.metrics import (
     TD_ERROR_KEY,
 )
 from torch import Tensor
+from torch.nn.functional import huber_loss
 
 from turnwise_learner.trainer.rl_module import ALLOWED, QF_PREDS
 
@@ -64,7 +66,7 @@ class TurnwiseTorchLearner(DQNTorchLearner):
         self.updates = 0
         self.skipped_batches = 0
         self._target_updated_at = 0
-        self.last_losses: dict[str, float] = {}
+        self._last_terms: dict[str, Tensor] = {}
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         """Fused Adam; the stock one ignores `adam_epsilon`."""
@@ -73,6 +75,11 @@ class TurnwiseTorchLearner(DQNTorchLearner):
         self.register_optimizer(
             module_id=module_id, optimizer=optimizer, params=parameters, lr_or_lr_schedule=config.lr
         )
+
+    @property
+    def last_losses(self) -> dict[str, float]:
+        """Terms of the newest update's loss; empty before the first."""
+        return {name: float(term.mean()) for name, term in self._last_terms.items()}
 
     def update_many(
         self, batches: Iterable[tuple[np.ndarray, dict[str, np.ndarray]]]
@@ -83,6 +90,7 @@ class TurnwiseTorchLearner(DQNTorchLearner):
         Skips RLlib's per-update metrics and Ray counters, which cost more than the update itself.
         """
         steps = 0
+        self.module[DEFAULT_MODULE_ID].train()
         for rows, columns in batches:
             batch = {name: torch.from_numpy(column) for name, column in columns.items()}
             yield rows, self._gradient_step(batch)
@@ -91,36 +99,50 @@ class TurnwiseTorchLearner(DQNTorchLearner):
             self.metrics.log_value(
                 (DEFAULT_MODULE_ID, NUM_MODULE_STEPS_TRAINED_LIFETIME), steps, reduce="lifetime_sum"
             )
-            self.metrics.log_dict(dict(self.last_losses), key=DEFAULT_MODULE_ID, window=1)
+            self.metrics.log_dict(self.last_losses, key=DEFAULT_MODULE_ID, window=1)
 
     def _gradient_step(self, batch: dict[str, Tensor]) -> np.ndarray:
-        batch = {name: column.to(self._device, non_blocking=True) for name, column in batch.items()}
-        fwd_out = self.module[DEFAULT_MODULE_ID].forward_train(batch)
-        loss, error, terms = self._losses(batch, fwd_out[QF_PREDS])
+        if self._device.type != "cpu":
+            batch = {name: column.to(self._device, non_blocking=True) for name, column in batch.items()}
+        q = self.module[DEFAULT_MODULE_ID].unwrapped().compute_q_values(batch)[QF_PREDS]
+        loss, error, terms = self._losses(batch, q)
         (optimizer,) = self._named_optimizers.values()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
         parameters = optimizer.param_groups[0]["params"]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.grad_clip or torch.inf, foreach=True)
-        if not torch.isfinite(norm):
+        for parameter in parameters:
+            parameter.grad = None
+        loss.backward()
+        if not self._clip([parameter.grad for parameter in parameters if parameter.grad is not None]):
             self.skipped_batches += 1
             return np.full(len(error), np.nan, np.float32)
         optimizer.step()
         self._weights_seq_no += 1
         self.updates += 1
         self._move_target()
-        self.last_losses = {name: float(value) for name, value in terms.items()}
+        self._last_terms = terms
         return error.cpu().numpy()
+
+    def _clip(self, gradients: list[Tensor]) -> bool:
+        """Scales gradients down to a global norm of `grad_clip`; False: they are not finite.
+
+        As torch.nn.utils.clip_grad_norm_, with one look at the norm for both.
+        """
+        norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))))
+        limit = self.config.grad_clip or math.inf
+        if norm > limit:
+            torch._foreach_mul_(gradients, limit / (norm + 1e-6))
+        return math.isfinite(norm)
 
     def compute_loss_for_module(
         self, *, module_id: str, config: Any, batch: dict[str, Tensor], fwd_out: dict[str, Tensor]
     ) -> Tensor:
         _, error, terms = losses = self._losses(batch, fwd_out[QF_PREDS])
         self.metrics.log_value((module_id, TD_ERROR_KEY), error, reduce="item_series")
-        self.metrics.log_dict(terms, key=module_id, window=1)
+        means = {name: term.mean() for name, term in terms.items()}
+        self.metrics.log_dict(means, key=module_id, window=1)
         return losses[0]
 
     def _losses(self, batch: dict[str, Tensor], q: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """The loss, |error| <float32>[B], and the loss's terms row by row, whose means are reported."""
         config = self.config
         taken = batch[Columns.ACTIONS].unsqueeze(1)
         boot = self._bootstrap(batch)
@@ -128,17 +150,15 @@ class TurnwiseTorchLearner(DQNTorchLearner):
         q_taken = q.gather(1, taken).squeeze(1)
         has_return = batch[HAS_RETURN]
         td = (q_taken - target) * has_return
-        per_row = (
-            torch.nn.functional.huber_loss
-            if config.td_error_loss_fn == "huber"
-            else torch.nn.functional.mse_loss
-        )
-        l_td = (batch[WEIGHTS] * per_row(td, torch.zeros_like(td), reduction="none")).mean()
+        if config.td_error_loss_fn == "huber":
+            l_td = batch[WEIGHTS] * huber_loss(td, torch.zeros_like(td), reduction="none")
+        else:
+            l_td = batch[WEIGHTS] * td.square()
 
         corrected = batch[CORRECTED]
         free = (batch[ALLOWED] & ~corrected).scatter(1, taken, False).float()
         pull = (q - (boot + config.untried_value).unsqueeze(1)).square() * free
-        l_anchor = config.anchor_weight * (pull.sum(1) / free.sum(1).clamp(min=1)).mean()
+        l_anchor = config.anchor_weight * (pull.sum(1) / free.sum(1).clamp(min=1))
         total = l_td + l_anchor
         error = td.detach().abs()
         terms = {"td_loss": l_td.detach(), "anchor_loss": l_anchor.detach()}
@@ -152,11 +172,11 @@ class TurnwiseTorchLearner(DQNTorchLearner):
             )
             best = q.masked_fill(~corrected, -torch.inf).amax(1)
             margin = torch.where(has_x, rival - best, 0.0)
-            l_x, l_margin = gap_x.square().sum(1).mean(), margin.mean()
-            total = total + config.correction_weight * (l_x + l_margin)
-            error = torch.maximum(error, torch.maximum(margin, gap_x.abs().amax(1)).detach())
-            terms |= {"correction_loss": l_x.detach(), "margin_loss": l_margin.detach()}
-        return total, error, terms | {"total_loss": total.detach(), "td_error_mean": error.mean()}
+            l_x = gap_x.square().sum(1)
+            total = total + config.correction_weight * (l_x + margin)
+            error = torch.maximum(error, torch.maximum(margin.detach(), gap_x.detach().abs().amax(1)))
+            terms |= {"correction_loss": l_x.detach(), "margin_loss": margin.detach()}
+        return total.mean(), error, terms | {"total_loss": total.detach(), "td_error_mean": error}
 
     def _bootstrap(self, batch: dict[str, Tensor]) -> Tensor:
         """Discounted double-Q value of the next state, <float32>[B]; no gradient."""

@@ -1,0 +1,70 @@
+"""Runs the benchmarks one after the other, in their short forms, and prints one table.
+
+Exit code 0 when all of them ran, whatever their figures.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+HERE = Path(__file__).resolve().parent
+BENCHMARKS = ("lessons",)
+AT_LEAST = (
+    "_vs_torch",
+    "_vs_stock",
+    "_vs_echo",
+    "_vs_serve",
+    "_vs_sqlite",
+    "_vs_10k",
+    "_vs_ours",
+    "two_processes",
+)
+"""Endings of the keys whose goal is a least value; that of the others is a highest one."""
+
+
+def main() -> int:
+    """Runs those asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", default=BENCHMARKS, help=f"some of {', '.join(BENCHMARKS)}")
+    parser.add_argument("--full", action="store_true", help="the full runs instead of the short ones")
+    options = parser.parse_args()
+    reports = [run(name, options.full) for name in options.names]
+    Console().print(table([report for report in reports if report is not None]))
+    return 0 if all(report is not None for report in reports) else 1
+
+
+def run(name: str, full: bool) -> dict[str, Any] | None:
+    """The JSON object that a benchmark prints last; None: it could not run."""
+    command = [sys.executable, str(HERE / f"{name}.py"), *([] if full else ["--short"])]
+    ran = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if ran.returncode:
+        return None
+    report: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
+    return report
+
+
+def table(reports: list[dict[str, Any]]) -> Table:
+    """A row a key."""
+    rows = Table("benchmark", "key", "measured", "goal", "")
+    for report in reports:
+        for key, value in report["ratios"].items():
+            goal, least = report["goals"][key], key.endswith(AT_LEAST)
+            met = value >= goal if least else value <= goal
+            rows.add_row(
+                report["name"],
+                key,
+                f"{value:.3g}",
+                f"{'≥' if least else '≤'} {goal:g}",
+                "met" if met else "missed",
+            )
+    return rows
+
+
+if __name__ == "__main__":
+    sys.exit(main())

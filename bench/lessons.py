@@ -250,7 +250,9 @@ def _lag_figures(seeds: Sequence[Outcome]) -> dict[str, Any]:
     if not lags:
         return {}
     timed_out = sum(outcome.lags.timed_out for outcome in seeds)
+    updates = [outcome.lags.updates / len(outcome.scores) for outcome in seeds]
     return {
+        "updates_a_lesson": statistics.median(updates),
         "lag_ms": {"median": statistics.median(lags), "p95": float(np.percentile(lags, 95))},
         "waits_timed_out": timed_out,
     }

@@ -12,15 +12,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import grpc
 import yaml
 
 import turnwise
 from course import Task
+from turnwise.v1 import training_pb2, training_pb2_grpc
 from turnwise_deploy.local import LocalConfig, LocalDeployment
 
 QUICKSTART = Path(__file__).parents[1] / "examples/quickstart/domain.yaml"
 LEARN_WAIT_S = 1.0
 PROBE_EVERY_S = 0.005
+REPORTED_AFTER_S = 0.5
+"""The trainer reports every 0.2 s."""
 EXAM_TURNS = 50
 """Turns of an examination's dialogue before a new one begins; the domain allows 60."""
 
@@ -50,10 +54,17 @@ class Manner:
 
 @dataclass
 class Lags:
-    """Seconds from a receipt to the first answer of a policy that has learned from it."""
+    """How learning followed the lessons.
+
+    Attributes:
+        seconds: From each receipt to the first answer of a policy that has learned from it.
+        timed_out: Waits that were given up.
+        updates: Gradient updates that the trainer had done in the end.
+    """
 
     seconds: list[float] = field(default_factory=list)
     timed_out: int = 0
+    updates: int = 0
 
 
 def write_domain(manner: Manner, folder: Path) -> Path:
@@ -80,9 +91,17 @@ async def live_pupil(task: Task, manner: Manner, lags: Lags) -> AsyncIterator["L
         async with turnwise.AsyncClient(up.actors[0]) as bot:
             described = await bot.domain()
             yield LivePupil(bot, task, tuple(described.actions), manner, lags)
+        lags.updates = await asyncio.to_thread(_updates, up.learner)
     finally:
         await asyncio.to_thread(up.stop)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _updates(learner: str) -> int:
+    time.sleep(REPORTED_AFTER_S)
+    with grpc.insecure_channel(learner) as channel:
+        stub = training_pb2_grpc.OperatorStub(channel)
+        return int(stub.GetStatus(training_pb2.GetStatusRequest(), timeout=10).trainer.updates)
 
 
 class LivePupil:

@@ -226,7 +226,7 @@ def _figures(kind: Kind, seeds: Sequence[Outcome]) -> dict[str, Any]:
     figures |= _lag_figures(seeds)
     if kind.lessons:
         marks = range(CURVE_EVERY, kind.lessons + 1, CURVE_EVERY)
-        figures["accuracy_after"] = {
+        figures["accuracy_after_turns"] = {
             str(n): statistics.median(s.scores[min(n, len(s.scores)) - 1] for s in seeds) for n in marks
         }
         return figures
@@ -240,7 +240,7 @@ def _figures(kind: Kind, seeds: Sequence[Outcome]) -> dict[str, Any]:
         "limit": spread([s.limit for s in seeds]),
     }
     if seeds[0].limit_unrelated:
-        unrelated = [s.ratio * s.limit / s.limit_unrelated for s in seeds]
+        unrelated = [(s.reached or MISS * s.limit) / s.limit_unrelated for s in seeds]
         figures["ratio_to_the_limit_of_unrelated_phrases"] = statistics.median(unrelated)
     return figures
 

@@ -6,12 +6,13 @@ Prints a line a configuration: lessons to 95 % of each seed, `-` where it was no
 import argparse
 import statistics
 import sys
+from typing import Any
 
 from course import make_task
 from stock import MOST_LESSONS, TUNED, teach_stock
 
 FIRST_SEED = 1001
-CHANGES = (
+CHANGES: tuple[dict[str, Any], ...] = (
     {},
     {"epsilon": 0.3},
     {"epsilon": 0.7},

@@ -6,7 +6,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 READY  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint up format protos clean
+.PHONY: help setup demo test lint bench up format protos clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*##/\1\t/' | awk -F '\t' '{printf "  make %-8s%s\n", $$1, $$2}'
@@ -14,7 +14,7 @@ help:  ## this list
 setup: $(READY)  ## the environment alone, in .venv
 
 $(READY): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python 3.10 or newer is needed; this is " + sys.version.split()[0] + ". Set PYTHON=…")'
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; this is " + sys.version.split()[0] + ". Set PYTHON=…")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV): PyTorch first, then the rest (about two minutes)"
 	@$(PIP) torch
@@ -34,6 +34,9 @@ lint: setup  ## ruff, mypy, pyright, import rules, generated code
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/python protos/generate.py --check
+
+bench: setup  ## the benchmarks in their short forms, and a table
+	@$(BIN)/python bench/run.py
 
 up: setup  ## serve the quickstart bot
 	@$(BIN)/turnwise up --domain examples/quickstart/domain.yaml

@@ -22,9 +22,18 @@ T = TypeVar("T")
 
 
 @contextmanager
-def deployed(data: Path, actors: int = 2, domain: Path = DOMAIN) -> Iterator[LocalDeployment]:
+def deployed(
+    data: Path, actors: int = 2, learner_arguments: tuple[str, ...] = ()
+) -> Iterator[LocalDeployment]:
     """A learner and actors on free ports; drained at the end."""
-    config = LocalConfig(domain=domain, data=data, actors=actors, port=0, learner_port=0)
+    config = LocalConfig(
+        domain=DOMAIN,
+        data=data,
+        actors=actors,
+        port=0,
+        learner_port=0,
+        learner_arguments=learner_arguments,
+    )
     with LocalDeployment(config) as up:
         yield up
 

@@ -5,10 +5,12 @@ import sys
 import threading
 from pathlib import Path
 
+import grpc
 import pytest
 
 import turnwise
 from tests.e2e.deployment import deployed, eventually, journal_rows, kill, status, wait_learned
+from turnwise.v1 import training_pb2, training_pb2_grpc
 from turnwise_deploy.local import LocalDeployment
 
 pytestmark = pytest.mark.timeout(240)
@@ -114,6 +116,32 @@ def test_killing_an_actor_loses_no_turn_and_no_dialogue(tmp_path: Path) -> None:
             assert talk.act(text="back again").action
         decided = {r.fact.decided.decision_id for r in journal_rows(tmp_path) if r.kind == 2}
         assert decisions <= decided
+
+
+def test_checkpoints_are_saved_by_turns_by_time_and_on_demand(tmp_path: Path) -> None:
+    """A torn newest one is passed over for the one before it."""
+    every = ("--checkpoint-every-turns", "10", "--checkpoint-every-s", "6")
+
+    def saved() -> int:
+        return int(status(up.learner).trainer.last_checkpoint.journal_cursor)
+
+    with deployed(tmp_path, actors=1, learner_arguments=every) as up, turnwise.Client(up.actors[0]) as bot:
+        cursor = teach(bot, 10)[-1][1].journal_cursor
+        eventually(lambda: saved() >= cursor, 5)
+        cursor = teach(bot, 1)[-1][1].journal_cursor
+        eventually(lambda: saved() >= cursor, 20)
+        cursor = teach(bot, 1)[-1][1].journal_cursor
+        with grpc.insecure_channel(up.learner) as channel:
+            stub = training_pb2_grpc.OperatorStub(channel)
+            info = stub.SaveCheckpoint(training_pb2.SaveCheckpointRequest(pin=True), timeout=30)
+        assert info.pinned
+        newest = Path(info.path)
+        state = newest / "algorithm_state.pkl"
+        state.write_bytes(state.read_bytes()[:100])
+        kill(trainer_pid(up))
+        eventually(lambda: not status(up.learner).trainer_alive)
+        eventually(lambda: status(up.learner).trainer_alive and status(up.learner).trainer.updates == 96)
+        assert status(up.learner).trainer.rated_turns == 12
 
 
 def test_it_goes_on_where_it_was_stopped(tmp_path: Path) -> None:

@@ -67,11 +67,11 @@ class TurnwiseDQNConfig(DQNConfig):
         self.margin = 0.8
         """How far a corrected action must lie above the others (arXiv:1704.03732)."""
         self.replay = ReplayConfig()
-        self.lr = 3e-3
+        self.lr = 2e-3
         self.adam_epsilon = 1e-8
         self.grad_clip = 10.0
         self.train_batch_size_per_learner = 32
-        self.target_network_update_freq = 100
+        self.target_network_update_freq = 50
         """In gradient updates, not in environment steps."""
         self.td_error_loss_fn = "mse"
         self.double_q = True

@@ -97,7 +97,7 @@ class Reference:
         self.prioritise(rows, error.numpy())
 
     def draw(self, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows <int64>[B] (the newest lesson, a share of protected ones, the rest) and weights <float32>[B]."""
+        """Rows <int64>[B] (newest lesson, protected ones, the rest) and weights <float32>[B]."""
         hyper, strata = self.hyper, self.strata
         n_protected = round(batch_size * hyper["protected_share"])
         n_rest = batch_size - 1 - n_protected

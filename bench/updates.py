@@ -8,10 +8,9 @@ that take the sides in turn; a figure is the median of the rounds.
 
 - b32, b256: `TurnwiseDQN.learn` on a full replay of 100,000 turns.
 - torch: `reference.py`, on the same turns. The two losses are compared before anything is measured.
-- stock: RLlib's DQN `training_step` with its PrioritizedEpisodeReplayBuffer, prefilled with 20,000 turns of the same
-  shape, without masks and corrections, which it does not know. It cannot train without
-  sampling; `training_intensity` makes that one environment step to 25 updates, of an environment that does
-  nothing.
+- stock: RLlib's DQN `training_step` with its PrioritizedEpisodeReplayBuffer, prefilled with 20,000 turns of
+  the same shape, without masks and corrections, which it does not know. It cannot train without sampling:
+  `training_intensity` makes that one step, of an environment that does nothing, to 25 updates.
 - live8: as the live trainer does it: one turn and its lesson into replay, 8 updates, a policy file. The
   journal's own reading is no part of it.
 - replay_1m_vs_10k: one turn in and one out to every update, at 1,000,000 turns and at 10,000; `figures` has
@@ -22,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import logging
 import resource
 import statistics
@@ -42,8 +40,9 @@ from ray.rllib.algorithms.dqn import DQN, DQNConfig
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
-from reference import Reference
 
+from reference import Reference
+from report import Report
 from turnwise_actor.policy import Exploration, NetworkSpec
 from turnwise_learner.trainer.algorithm import TurnwiseDQN, TurnwiseDQNConfig
 from turnwise_learner.trainer.replay import ReplayConfig, TurnReplay
@@ -101,7 +100,7 @@ class Turns:
         )
 
     def correction_masks(self) -> np.ndarray:
-        """<bool>[N, A]"""
+        """<bool>[N, A]."""
         masks = np.zeros((len(self), ACTIONS), bool)
         rows = np.flatnonzero(self.corrected)
         masks[rows, (self.action[rows] + 1) % ACTIONS] = True
@@ -263,7 +262,7 @@ class Live:
         """Steps of 8 updates."""
         wanted = self._algorithm.learner.updates + updates
         while self._algorithm.learner.updates < wanted:
-            self._algorithm.train()
+            self._algorithm.advance()
             self._versions.publish(self._algorithm, Exploration())
 
 
@@ -452,8 +451,7 @@ def main() -> None:
     finally:
         ray.shutdown()
     ok = all(ratios[key] >= goal for key, goal in GOALS.items())
-    report = {"name": "updates", "ratios": ratios, "goals": GOALS, "figures": figures, "ok": ok}
-    print(json.dumps(report, default=float))
+    print(Report("updates", ratios, GOALS, figures, ok).line())
 
 
 if __name__ == "__main__":

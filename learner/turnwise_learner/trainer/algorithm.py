@@ -40,6 +40,8 @@ COMPONENT_REPLAY = "replay"
 PACING = "pacing"
 EXPLORATION = "exploration"
 
+_STEPS_A_RESULT = 50
+
 _NAMES = {"batch_size": "train_batch_size_per_learner"}
 _NETWORK_FIELDS = {"hidden", "activation", "layer_norm"}
 
@@ -198,6 +200,7 @@ class TurnwiseDQN(DQN):
         self.idle_wait_s = 0.0
         """How long a training step waits for the journal when no update is owed."""
         self.paused = False
+        self._steps = 0
         self.exploration = Exploration()
         """What actors explore; kept here so that it survives restarts."""
 
@@ -230,6 +233,17 @@ class TurnwiseDQN(DQN):
         owed = min(self.pacer.owed, self.config.updates_per_step)
         self.learn(owed)
         self.pacer.spend(owed)
+
+    def advance(self) -> None:
+        """`train()` for a loop that does not read RLlib's results.
+
+        They cost as much as an update, so that they are compiled only every 50th time: between, they pile up.
+        """
+        self._steps += 1
+        if self._steps % _STEPS_A_RESULT == 0:
+            self.train()
+        else:
+            self.training_step()
 
     def learn(self, updates: int) -> None:
         """Gradient updates on batches drawn from replay.

@@ -90,7 +90,9 @@ class TurnwiseTorchLearner(DQNTorchLearner):
         Skips RLlib's per-update metrics and Ray counters, which cost more than the update itself.
         """
         steps = 0
-        self.module[DEFAULT_MODULE_ID].train()
+        module = self.module[DEFAULT_MODULE_ID]
+        if not module.training:
+            module.train()
         for rows, columns in batches:
             batch = {name: torch.from_numpy(column) for name, column in columns.items()}
             yield rows, self._gradient_step(batch)

@@ -147,7 +147,7 @@ class Training:
             if self._link.refused:
                 raise ConnectionRefusedError(f"the service refuses this trainer: {self._link.refused}")
             self._run_commands()
-            self.algorithm.train()
+            self.algorithm.advance()
             self._publish_if_due()
             self._checkpoint_if_due()
             self._report_if_due()

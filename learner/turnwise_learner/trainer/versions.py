@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ class VersionFolder:
         self._keep = keep
         self.version = PolicyVersion(generation, 0)
         root.mkdir(parents=True, exist_ok=True)
+        self._files = deque(sorted(root.glob("*.safetensors"), key=_version_of))
 
     def begin(self, generation: int) -> None:
         """Numbers from 1 again, under a new generation."""
@@ -42,13 +44,10 @@ class VersionFolder:
         path = self._root / f"{self.version}.safetensors"
         _replace(path, policy.to_bytes())
         _replace(self._root / _LATEST, path.name.encode())
-        self._prune()
+        self._files.append(path)
+        while len(self._files) > self._keep:
+            self._files.popleft().unlink(missing_ok=True)
         return path
-
-    def _prune(self) -> None:
-        files = sorted(self._root.glob("*.safetensors"), key=_version_of)
-        for path in files[: -self._keep]:
-            path.unlink(missing_ok=True)
 
 
 def _version_of(path: Path) -> tuple[int, int]:

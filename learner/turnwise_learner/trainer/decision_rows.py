@@ -37,7 +37,9 @@ class DecisionRows(Mapping[str, int]):
         """
         key = decision_id.encode()
         if not 0 < len(key) <= self._longest:
-            raise ValueError(f"a decision id of {len(key)} bytes; wanted 1 to {self._longest}: {decision_id!r}")
+            raise ValueError(
+                f"a decision id of {len(key)} bytes; wanted 1 to {self._longest}: {decision_id!r}"
+            )
         self._ids[row] = key
         self._chain(key, row)
 

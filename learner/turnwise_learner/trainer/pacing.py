@@ -3,69 +3,86 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from typing import Any
 
+_UNIT = 1000
+"""Updates are counted in thousandths, as whole numbers: fractions a lesson add up exactly."""
 
-@dataclass
+
 class Pacer:
     """Every lesson grants updates; learning stops when they are used up.
 
-    Invariant: granted = done + owed + forgone. Above capacity the debt is capped at `max_owed`: the oldest
-    debt is forgone and counted.
+    Invariant: granted = done + owed + forgone, a fraction of an update aside. Above capacity the debt is capped
+    at `max_owed`: the oldest debt is forgone and counted.
     """
 
-    updates_per_lesson: float
-    updates_per_unrated_turn: float
-    max_owed: int
-    granted: float = 0.0
-    done: int = 0
-    forgone: float = 0.0
-    learned_through: int = 0
-    """Journal position whose lessons have had all their updates."""
+    def __init__(self, updates_per_lesson: float, updates_per_unrated_turn: float, max_owed: int) -> None:
+        self._per_lesson = round(updates_per_lesson * _UNIT)
+        self._per_unrated_turn = round(updates_per_unrated_turn * _UNIT)
+        self._max_owed = max_owed * _UNIT
+        self._granted = self._done = self._forgone = 0
+        self._waiting: deque[tuple[int, int]] = deque()
+        self.learned_through = 0
+        """Journal position whose lessons have had all their updates."""
 
-    def __post_init__(self) -> None:
-        self._waiting: deque[tuple[float, int]] = deque()
+    @property
+    def granted(self) -> float:
+        """Updates that lessons and unrated turns have granted so far."""
+        return self._granted / _UNIT
+
+    @property
+    def done(self) -> int:
+        """Updates done on what was granted."""
+        return self._done // _UNIT
+
+    @property
+    def forgone(self) -> float:
+        """Updates given up: above capacity, or owed to what is no more."""
+        return self._forgone / _UNIT
 
     @property
     def owed(self) -> int:
         """Whole updates to do now."""
-        return int(self.granted - self.done - self.forgone)
+        return self._debt // _UNIT
+
+    @property
+    def _debt(self) -> int:
+        return self._granted - self._done - self._forgone
 
     def grant(self, cursor: int, lesson: bool, unrated_turn: bool) -> None:
         """Takes the fact at `cursor` into account."""
-        self.granted += self.updates_per_lesson * lesson + self.updates_per_unrated_turn * unrated_turn
-        self.forgone += max(0.0, self.granted - self.done - self.forgone - self.max_owed)
-        self._waiting.append((self.granted, cursor))
+        self._granted += self._per_lesson * lesson + self._per_unrated_turn * unrated_turn
+        self._forgone += max(0, self._debt - self._max_owed)
+        self._waiting.append((self._granted, cursor))
         self._settle()
 
     def spend(self, updates: int) -> None:
         """Takes updates done into account."""
-        self.done += updates
+        self._done += updates * _UNIT
         self._settle()
 
     def forgive(self) -> None:
         """The debt is forgone: it was owed to other weights (a rollback) or to lessons since taken back."""
-        self.forgone += self.granted - self.done - self.forgone
+        self._forgone += self._debt
         self._settle()
 
     def _settle(self) -> None:
-        paid = self.done + self.forgone
-        while self._waiting and self._waiting[0][0] < paid + 1:
+        paid = self._done + self._forgone
+        while self._waiting and self._waiting[0][0] < paid + _UNIT:
             self.learned_through = self._waiting.popleft()[1]
 
     def get_state(self) -> dict[str, Any]:
         """Counters for a checkpoint; what is owed stays owed."""
         return {
-            "granted": self.granted,
-            "done": self.done,
-            "forgone": self.forgone,
+            "granted": self._granted,
+            "done": self._done,
+            "forgone": self._forgone,
             "learned_through": self.learned_through,
             "waiting": list(self._waiting),
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Takes them back."""
-        self.granted, self.done, self.forgone = state["granted"], state["done"], state["forgone"]
+        self._granted, self._done, self._forgone = state["granted"], state["done"], state["forgone"]
         self.learned_through = state["learned_through"]
         self._waiting = deque(state["waiting"])

@@ -1,6 +1,5 @@
 """Lessons grant updates; nothing else does, and no debt is lost unseen."""
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -44,9 +43,8 @@ def test_granted_is_done_and_owed_and_forgone(steps: list[tuple[bool, bool, int]
         pacer.grant(cursor, lesson, unrated)
         pacer.spend(min(updates, pacer.owed))
         assert 0 <= pacer.owed <= 15
-        assert pacer.granted == pytest.approx(
-            pacer.done + pacer.forgone + (pacer.granted - pacer.done - pacer.forgone)
-        )
+        debt = pacer.granted - pacer.done - pacer.forgone
+        assert pacer.owed - 1e-9 <= debt < pacer.owed + 1
         assert pacer.learned_through <= cursor
     restored = Pacer(per_lesson, 1.0, max_owed=15)
     restored.set_state(pacer.get_state())

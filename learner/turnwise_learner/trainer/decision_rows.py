@@ -23,8 +23,8 @@ class DecisionRows(Mapping[str, int]):
         buckets = 1 << max(6, (len(ids) - 1).bit_length())
         self._mask = buckets - 1
         # Row + 1, so that memory is touched only as rows come; 0 ends a chain.
-        self._heads = memoryview(np.zeros(buckets, np.int32))
-        self._next = memoryview(np.zeros(len(ids), np.int32))
+        self._heads = np.zeros(buckets, np.int32).data
+        self._next = np.zeros(len(ids), np.int32).data
         self._count = 0
         for row in np.flatnonzero(ids).tolist():
             self._chain(ids[row], row)

@@ -37,18 +37,19 @@ class HiddenLayers(nn.Module):
     def __init__(self, spec: NetworkSpec) -> None:
         super().__init__()
         sizes = (spec.inputs, *spec.hidden)
-        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
-        norms = (nn.LayerNorm(size) for size in spec.hidden) if spec.layer_norm else ()
-        self.norm = nn.ModuleList(norms)
+        hidden = [nn.Linear(a, b) for a, b in pairwise(sizes)]
+        norms = [nn.LayerNorm(size) for size in spec.hidden] if spec.layer_norm else []
+        self.hidden, self.norm = nn.ModuleList(hidden), nn.ModuleList(norms)
+        self._layers = list(zip_longest(hidden, norms))
         self._activation = _ACTIVATIONS[spec.activation]
 
     def forward(self, x: Tensor) -> Tensor:
         """<float32>[B, D] -> <float32>[B, H]."""
         # Called as functions: in small batches a module's call costs a tenth of what it computes.
-        for layer, norm in zip_longest(self.hidden, self.norm):
+        for layer, norm in self._layers:
             x = functional.linear(x, layer.weight, layer.bias)
             if norm is not None:
-                x = functional.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+                x = functional.layer_norm(x, (x.shape[-1],), norm.weight, norm.bias, norm.eps)
             x = self._activation(x)
         return x
 

@@ -1,0 +1,130 @@
+"""Where stock DQN is right, ours is the same to the last bit: no masks, no corrections, no anchor."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from ray.rllib.algorithms.dqn import DQNConfig
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.learner.learner import Learner
+from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
+from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
+
+from turnwise_actor.policy import NetworkSpec
+from turnwise_learner.trainer.algorithm import TurnwiseDQNConfig
+from turnwise_learner.trainer.rl_module import TurnwiseDQNModule
+from turnwise_learner.trainer.torch_learner import TurnwiseTorchLearner
+
+pytestmark = [pytest.mark.usefixtures("_ray"), pytest.mark.filterwarnings("ignore")]
+
+D, A, B, HIDDEN, GAMMA = 24, 8, 32, [64, 48], 0.9
+OBS = gym.spaces.Box(-np.inf, np.inf, (D,), np.float32)
+ACT = gym.spaces.Discrete(A)
+
+
+def configured(config: DQNConfig, **training: Any) -> DQNConfig:
+    config.environment(observation_space=OBS, action_space=ACT)
+    config.training(
+        gamma=GAMMA,
+        lr=1e-3,
+        grad_clip=None,
+        double_q=True,
+        dueling=False,
+        td_error_loss_fn="huber",
+        target_network_update_freq=10**9,
+        **training,
+    )
+    return config
+
+
+def stock_learner() -> Learner:
+    config = configured(DQNConfig())
+    config.rl_module(model_config=DefaultModelConfig(fcnet_hiddens=HIDDEN, fcnet_activation="relu"))
+    learner = config.build_learner(env=None, spaces={DEFAULT_MODULE_ID: (OBS, ACT)})
+    learner.build()
+    return learner
+
+
+def our_learner(**training: Any) -> TurnwiseTorchLearner:
+    config = configured(TurnwiseDQNConfig(), **training)
+    assert isinstance(config, TurnwiseDQNConfig)
+    config.anchor_weight = 0.0
+    spec = NetworkSpec(D, A, tuple(HIDDEN), "relu", layer_norm=False)
+    module = RLModuleSpec(module_class=TurnwiseDQNModule, model_config={"network": spec.to_json()})
+    config.rl_module(rl_module_spec=module)
+    learner: TurnwiseTorchLearner = config.build_learner(env=None, spaces={DEFAULT_MODULE_ID: (OBS, ACT)})
+    learner.build()
+    return learner
+
+
+def batches(count: int) -> Iterator[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        yield {
+            "obs": rng.standard_normal((B, D), np.float32),
+            "new_obs": rng.standard_normal((B, D), np.float32),
+            "actions": rng.integers(0, A, B),
+            "rewards": rng.uniform(-1, 1, B).astype(np.float32),
+            "terminateds": rng.random(B) < 0.2,
+            "n_step": rng.integers(1, 4, B).astype(np.float32),
+            "weights": rng.uniform(0.3, 1, B).astype(np.float32),
+        }
+
+
+def as_ours(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same batch as our replay would hand it out."""
+    steps, everything = torch.from_numpy(columns["n_step"]), np.ones((B, A), bool)
+    return {
+        **{name: columns[name] for name in ("obs", "new_obs", "actions", "rewards", "weights")},
+        "discounts": np.where(columns["terminateds"], np.float32(0), (GAMMA**steps).numpy()),
+        "has_return": np.ones(B, np.float32),
+        "allowed": everything,
+        "next_allowed": everything,
+        "corrected": ~everything,
+        "correction_open": ~everything,
+    }
+
+
+def shaken(ours: TurnwiseTorchLearner) -> list[torch.nn.Parameter]:
+    """Random weights, target networks' too."""
+    torch.manual_seed(0)
+    parameters = list(ours.module[DEFAULT_MODULE_ID].parameters())
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.copy_(torch.randn_like(parameter) * 0.2)
+    return parameters
+
+
+def paired(one: torch.nn.Module, other: torch.nn.Module) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Parameters of both, layer by layer: online network first, then the target network."""
+    theirs = [p for name, p in other.named_parameters() if not name.startswith(("vf", "_target_vf"))]
+    mine = list(one.parameters())
+    assert [p.shape for p in mine] == [p.shape for p in theirs]
+    return zip(mine, theirs, strict=True)
+
+
+def test_td_errors_and_weights_are_those_of_stock_dqn() -> None:
+    ours, stock = our_learner(), stock_learner()
+    shaken(ours)
+    own, theirs = ours.module[DEFAULT_MODULE_ID], stock.module[DEFAULT_MODULE_ID]
+    with torch.no_grad():
+        for mine, their in paired(own, theirs):
+            their.copy_(mine)
+    before = [p.detach().clone() for p in own.parameters()]
+    for columns in batches(20):
+        ((_, error),) = ours.update_many([(np.arange(B), as_ours(columns))])
+        results = stock.update(
+            batch=MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(columns)}, env_steps=B),
+            timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: 0},
+        )
+        wanted = np.asarray(results[DEFAULT_MODULE_ID]["td_error"].peek()).ravel()
+        np.testing.assert_array_equal(error, wanted)
+    moved = [not torch.equal(p, b) for p, b in zip(own.parameters(), before, strict=True)]
+    assert any(moved)
+    for mine, their in paired(own, theirs):
+        assert torch.equal(mine, their)

@@ -12,7 +12,7 @@ UNSURE = 0.2
 UNSURE_IN_A_RUSH = 0.4
 """The same where three or four things are said at once."""
 WRONG_WHERE_UNSURE = 0.5
-WRONG_WHERE_SURE = 0.02
+WRONG_WHERE_SURE = 0.04
 FULL = 0.25
 
 

@@ -97,7 +97,7 @@ def bar(right: int) -> str:
 def main() -> None:
     """Teaches, and prints the curve."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--lessons", type=int, default=300)
+    parser.add_argument("--lessons", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--by-hand", action="store_true", help="you rate the answers")
     options = parser.parse_args()

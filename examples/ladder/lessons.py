@@ -17,6 +17,8 @@ from turnwise_deploy.local import LocalConfig, LocalDeployment
 
 HERE = Path(__file__).resolve().parent
 STATES = 20
+EVERY = 5
+"""Lessons from one examination to the next."""
 HOLDS = 20
 """Lessons for which 95 % must hold before they count as reached."""
 LIMIT = 210
@@ -55,7 +57,7 @@ def new_bot(domain: Path) -> Iterator[turnwise.Client]:
 
 @dataclass
 class Teacher:
-    """Gives lessons, and counts after each of them how many states are answered right.
+    """Gives lessons, and counts every few of them how many states are answered right.
 
     `asks` makes of a state what the bot is shown: the arguments of `act`.
     """
@@ -70,9 +72,10 @@ class Teacher:
         chance = random.Random(self.seed)
         known = states()
         self.curve.append(self.examine(known))
-        while len(self.curve) <= lessons and lessons_to_95(self.curve) is None:
-            receipt = self.lesson(chance.choice(known))
-            self.wait_until_learned(known[0], receipt)
+        while EVERY * (len(self.curve) - 1) < lessons and lessons_to_95(self.curve) is None:
+            for _ in range(EVERY):
+                receipt = self.lesson(chance.choice(known))
+                self.wait_until_learned(known[0], receipt)
             self.curve.append(self.examine(known))
 
     def lesson(self, state: State) -> turnwise.Receipt:
@@ -105,12 +108,14 @@ class Teacher:
 def lessons_to_95(curve: Sequence[int]) -> int | None:
     """The first lesson from which 95 % held."""
     good = [right >= 0.95 * STATES for right in curve]
-    return next((n for n in range(len(good) - HOLDS) if all(good[n : n + HOLDS + 1])), None)
+    held = HOLDS // EVERY
+    return next((EVERY * n for n in range(len(good) - held) if all(good[n : n + held + 1])), None)
 
 
 def report(curve: Sequence[int]) -> None:
     """Prints the curve, the lessons needed, and the limit beside them."""
-    for lesson in range(0, len(curve), max(1, len(curve) // 15)):
-        print(f"{lesson:4} {'#' * curve[lesson]}{'.' * (STATES - curve[lesson])} {curve[lesson]:2} of {STATES}")
-    print(f"lessons to 95 %: {lessons_to_95(curve) or f'not within {len(curve) - 1}'}")
+    for exam in range(0, len(curve), max(1, len(curve) // 15)):
+        right = curve[exam]
+        print(f"{EVERY * exam:4} {'#' * right}{'.' * (STATES - right)} {right:2} of {STATES}")
+    print(f"lessons to 95 %: {lessons_to_95(curve) or f'not within {EVERY * (len(curve) - 1)}'}")
     print(f"limit: {LIMIT}, what a table needs")

@@ -27,7 +27,7 @@ RIGHT = {
 ACTIONS = sorted(set(RIGHT.values()))
 
 UNTRIED = 0.0
-"""The value of what nobody has tried: above wrong (-1), below right (+1). This is what makes the bot explore."""
+"""The value of what nobody has tried: above wrong (-1), below right (+1). This makes the bot explore."""
 ALPHA = 0.5
 """How far a value moves towards what was just learned."""
 GAMMA = 0.0

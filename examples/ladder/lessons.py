@@ -23,7 +23,7 @@ HOLDS = 20
 """Lessons for which 95 % must hold before they count as reached."""
 LIMIT = 210
 """Lessons that a table needs (rung 1, the median)."""
-LEARN_WAIT_S = 10.0
+LEARN_WAIT_S = 30.0
 
 State = Mapping[str, str]
 """One entry of states.yaml."""
@@ -98,11 +98,14 @@ class Teacher:
             TimeoutError: None does, although it should take a twentieth of a second.
         """
         deadline = time.monotonic() + LEARN_WAIT_S
+        while self._learned_through(state) < receipt.journal_cursor:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"no policy has learned the lesson within {LEARN_WAIT_S:.0f} s")
+            time.sleep(0.01)
+
+    def _learned_through(self, state: State) -> int:
         with self.bot.dialogue(user="examiner", mode="evaluate") as talk:
-            while talk.act(**self.asks(state)).learned_through < receipt.journal_cursor:
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"no policy has learned the lesson within {LEARN_WAIT_S:.0f} s")
-                time.sleep(0.01)
+            return talk.act(**self.asks(state)).learned_through
 
 
 def lessons_to_95(curve: Sequence[int]) -> int | None:

@@ -1,4 +1,8 @@
-"""Where stock DQN is right, ours is the same to the last bit: no masks, no corrections, no anchor."""
+"""Where stock DQN is right, ours is the same: no masks, no corrections, no anchor.
+
+Equal but for rounding: stock multiplies observations and next observations as one matrix, and the order in
+which BLAS adds up a row may depend on how many rows there are.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -123,8 +127,8 @@ def test_td_errors_and_weights_are_those_of_stock_dqn() -> None:
             timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: 0},
         )
         wanted = np.asarray(results[DEFAULT_MODULE_ID]["td_error"].peek()).ravel()
-        np.testing.assert_array_equal(error, wanted)
+        np.testing.assert_allclose(error, wanted, rtol=1e-4, atol=1e-5)
     moved = [not torch.equal(p, b) for p, b in zip(own.parameters(), before, strict=True)]
     assert any(moved)
     for mine, their in paired(own, theirs):
-        assert torch.equal(mine, their)
+        torch.testing.assert_close(mine, their, rtol=1e-4, atol=1e-5)

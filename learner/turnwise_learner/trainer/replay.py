@@ -325,8 +325,9 @@ class TurnReplay(Checkpointable):
         self._note_rating(key, row)
         if self._newest_lesson == row:
             self._newest_lesson = -1
-        affected = np.array([row, parent] if parent >= 0 else [row], np.int64)
-        self._set_priorities(affected, set())
+        # What is live in a state follows from the turns that are there, so a rating that goes counts no more.
+        affected = {row, *([parent] if parent >= 0 else []), *self._settle_corrections(key)}
+        self._set_priorities(np.fromiter(affected, np.int64, len(affected)), set())
 
     # Drawing
 

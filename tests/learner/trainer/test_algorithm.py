@@ -154,6 +154,31 @@ def test_a_restored_algorithm_goes_on_bit_for_bit(tmp_path: Path) -> None:
         assert one.replay.priority(decision) == other.replay.priority(decision)
 
 
+def test_float16_observations_are_a_domains_choice_and_survive_a_restart(tmp_path: Path) -> None:
+    journal = Journal(make_domain(replay={"obs_dtype": "float16"}))
+    one, other = build(journal), build(journal)
+    teach(journal, range(9))
+    train_until_paid(one)
+    other.restore_from_path(one.save_to_path(str(tmp_path / "c")))
+    assert one.replay.obs.dtype == other.replay.obs.dtype == np.float16
+    np.testing.assert_array_equal(one.replay.obs, other.replay.obs)
+    for algorithm in (one, other):
+        algorithm.learn(10)
+    assert same(parameters(one), parameters(other))
+
+
+def test_advancing_is_training_without_results() -> None:
+    one, other = (Journal(make_domain()) for _ in range(2))
+    trained, advanced = build(one), build(other)
+    for journal in (one, other):
+        teach(journal, range(9))
+    for _ in range(60):
+        trained.train()
+        advanced.advance()
+    assert advanced.learner.updates == trained.learner.updates == 72
+    assert same(parameters(trained), parameters(advanced))
+
+
 def test_a_checkpoint_of_another_journal_is_refused(tmp_path: Path) -> None:
     journal = Journal(make_domain())
     algorithm = build(journal)

@@ -283,3 +283,39 @@ def test_a_saved_replay_draws_on_exactly_as_the_original() -> None:
     replay.apply([record("new")])
     other.apply([record("new")])
     assert replay._rows == other._rows
+
+
+def test_float16_observations_are_kept_and_restored_as_such() -> None:
+    replay = make(obs_dtype="float16", gamma=0.9)
+    obs = np.array([0.1, -2.5, 1e6, -np.inf], np.float32)
+    replay.apply([record("a", obs=obs, successor="b"), record("b", None, obs=obs * 2)])
+    drawn = columns(replay, "a")
+    assert drawn["obs"].dtype == drawn["new_obs"].dtype == np.float32
+    np.testing.assert_array_equal(drawn["obs"][0], np.float16([0.1, -2.5, 65504, -65504]))
+    other = make(obs_dtype="float16", gamma=0.9)
+    other.set_state(replay.get_state())
+    assert other.obs.dtype == np.float16
+    np.testing.assert_array_equal(columns(other, "a")["obs"], drawn["obs"])
+
+
+def test_another_obs_dtype_is_refused() -> None:
+    with pytest.raises(ValueError, match="obs_dtype is 'float64'; wanted float32 or float16"):
+        make(obs_dtype="float64")
+
+
+def test_a_correction_taken_back_is_gone_though_its_turn_is_rated() -> None:
+    replay = make()
+    replay.apply([record("a", -1.0, corrections=(Correction("ann", 1, 2),))])
+    replay.apply([replace(record("a", -1.0), obs=None)])
+    assert not columns(replay, "a")["corrected"].any()
+
+
+def test_a_replay_that_has_grown_fills_its_new_rows_first() -> None:
+    replay, larger = make(capacity=64), make(capacity=128)
+    for i in range(100):
+        replay.apply([record(f"r{i}")])
+    larger.set_state(replay.get_state())
+    for i in range(100, 164):
+        larger.apply([record(f"r{i}")])
+    assert len(larger) == 128
+    assert "r36" in larger

@@ -5,7 +5,6 @@ which BLAS adds up a row may depend on how many rows there are.
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -31,7 +30,7 @@ OBS = gym.spaces.Box(-np.inf, np.inf, (D,), np.float32)
 ACT = gym.spaces.Discrete(A)
 
 
-def configured(config: DQNConfig, **training: Any) -> DQNConfig:
+def configured(config: DQNConfig, loss: str) -> DQNConfig:
     config.environment(observation_space=OBS, action_space=ACT)
     config.training(
         gamma=GAMMA,
@@ -39,24 +38,26 @@ def configured(config: DQNConfig, **training: Any) -> DQNConfig:
         grad_clip=None,
         double_q=True,
         dueling=False,
-        td_error_loss_fn="huber",
+        td_error_loss_fn=loss,
         target_network_update_freq=10**9,
-        **training,
     )
     return config
 
 
-def stock_learner() -> Learner:
-    config = configured(DQNConfig())
+def stock_learner(loss: str) -> Learner:
+    config = configured(DQNConfig(), loss)
     config.rl_module(model_config=DefaultModelConfig(fcnet_hiddens=HIDDEN, fcnet_activation="relu"))
     learner = config.build_learner(env=None, spaces={DEFAULT_MODULE_ID: (OBS, ACT)})
     learner.build()
+    # Ours is fused, which rounds otherwise: with the stock one, errors part by 1e-7 after a few updates.
+    (adam,) = learner._named_optimizers.values()
+    for group in adam.param_groups:
+        group.update(fused=True, foreach=False)
     return learner
 
 
-def our_learner(**training: Any) -> TurnwiseTorchLearner:
-    config = configured(TurnwiseDQNConfig(), **training)
-    assert isinstance(config, TurnwiseDQNConfig)
+def our_learner(loss: str) -> TurnwiseTorchLearner:
+    config = configured(TurnwiseDQNConfig(), loss)
     config.anchor_weight = 0.0
     spec = NetworkSpec(D, A, tuple(HIDDEN), "relu", layer_norm=False)
     module = RLModuleSpec(module_class=TurnwiseDQNModule, model_config={"network": spec.to_json()})
@@ -94,32 +95,30 @@ def as_ours(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     }
 
 
-def shaken(ours: TurnwiseTorchLearner) -> list[torch.nn.Parameter]:
+def shake(module: torch.nn.Module) -> None:
     """Random weights, target networks' too."""
     torch.manual_seed(0)
-    parameters = list(ours.module[DEFAULT_MODULE_ID].parameters())
     with torch.no_grad():
-        for parameter in parameters:
+        for parameter in module.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.2)
-    return parameters
 
 
-def paired(one: torch.nn.Module, other: torch.nn.Module) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def paired(one: torch.nn.Module, other: torch.nn.Module) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Parameters of both, layer by layer: online network first, then the target network."""
-    theirs = [p for name, p in other.named_parameters() if not name.startswith(("vf", "_target_vf"))]
-    mine = list(one.parameters())
-    assert [p.shape for p in mine] == [p.shape for p in theirs]
-    return zip(mine, theirs, strict=True)
+    pairs = list(zip(one.parameters(), other.parameters(), strict=True))
+    assert all(mine.shape == theirs.shape for mine, theirs in pairs)
+    return pairs
 
 
-def test_td_errors_and_weights_are_those_of_stock_dqn() -> None:
-    ours, stock = our_learner(), stock_learner()
-    shaken(ours)
+@pytest.mark.parametrize("loss", ["mse", "huber"])
+def test_errors_and_weights_are_those_of_stock_dqn(loss: str) -> None:
+    ours, stock = our_learner(loss), stock_learner(loss)
     own, theirs = ours.module[DEFAULT_MODULE_ID], stock.module[DEFAULT_MODULE_ID]
+    shake(own)
     with torch.no_grad():
         for mine, their in paired(own, theirs):
             their.copy_(mine)
-    before = [p.detach().clone() for p in own.parameters()]
+    head = own.head.weight.detach().clone()
     for columns in batches(20):
         ((_, error),) = ours.update_many([(np.arange(B), as_ours(columns))])
         results = stock.update(
@@ -128,7 +127,6 @@ def test_td_errors_and_weights_are_those_of_stock_dqn() -> None:
         )
         wanted = np.asarray(results[DEFAULT_MODULE_ID]["td_error"].peek()).ravel()
         np.testing.assert_allclose(error, wanted, rtol=1e-4, atol=1e-5)
-    moved = [not torch.equal(p, b) for p, b in zip(own.parameters(), before, strict=True)]
-    assert any(moved)
+    assert (own.head.weight - head).abs().max() > 1e-3
     for mine, their in paired(own, theirs):
         torch.testing.assert_close(mine, their, rtol=1e-4, atol=1e-5)

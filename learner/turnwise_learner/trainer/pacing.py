@@ -12,8 +12,8 @@ _UNIT = 1000
 class Pacer:
     """Every lesson grants updates; learning stops when they are used up.
 
-    Invariant: granted = done + owed + forgone, a fraction of an update aside. Above capacity the debt is capped
-    at `max_owed`: the oldest debt is forgone and counted.
+    Invariant: granted = done + owed + forgone, a fraction of an update aside. Above capacity the debt is
+    capped at `max_owed`: the oldest debt is forgone and counted.
     """
 
     def __init__(self, updates_per_lesson: float, updates_per_unrated_turn: float, max_owed: int) -> None:

@@ -169,9 +169,9 @@ def build_reference(like: TurnwiseDQN, turns: Turns) -> Reference:
     hyper |= {name: getattr(config.replay, name) for name in ("priority_floor", "protected_share")}
     reference = Reference(INPUTS, ACTIONS, HIDDEN, n, **hyper)
     with torch.no_grad():
-        for own, theirs in zip(reference.online, parameters_of(like), strict=True):
-            own.copy_(theirs)
-        torch._foreach_copy_(reference.target, reference.online)
+        module = like.module
+        torch._foreach_copy_(reference.online, parameters_of(module.encoder, module.head))
+        torch._foreach_copy_(reference.target, parameters_of(module._target_encoder, module._target_head))
     following, masks = np.where(turns.last, 0, np.arange(n) + 1), turns.correction_masks()
     following[-1] = 0
     columns = reference.columns
@@ -185,10 +185,9 @@ def build_reference(like: TurnwiseDQN, turns: Turns) -> Reference:
     return reference
 
 
-def parameters_of(algorithm: TurnwiseDQN) -> list[torch.Tensor]:
+def parameters_of(encoder: torch.nn.Module, head: torch.nn.Module) -> list[torch.Tensor]:
     """Weight, bias, weight, bias … from the first layer to the head."""
-    module = algorithm.module
-    return [*module.encoder.parameters(), *module.head.parameters()]
+    return [*encoder.parameters(), *head.parameters()]
 
 
 class Nothing(gym.Env[np.ndarray, int]):

@@ -107,12 +107,12 @@ class TurnwiseTorchLearner(DQNTorchLearner):
         if self._device.type != "cpu":
             batch = {name: column.to(self._device, non_blocking=True) for name, column in batch.items()}
         q = self.module[DEFAULT_MODULE_ID].unwrapped().compute_q_values(batch)[QF_PREDS]
-        loss, error, terms = self._losses(batch, q)
+        slopes, error, terms = self._slopes(batch, q.detach())
         (optimizer,) = self._named_optimizers.values()
         parameters = optimizer.param_groups[0]["params"]
         for parameter in parameters:
             parameter.grad = None
-        loss.backward()
+        q.backward(slopes)
         if not self._clip([parameter.grad for parameter in parameters if parameter.grad is not None]):
             self.skipped_batches += 1
             return np.full(len(error), np.nan, np.float32)
@@ -144,41 +144,50 @@ class TurnwiseTorchLearner(DQNTorchLearner):
         return losses[0]
 
     def _losses(self, batch: dict[str, Tensor], q: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """The loss, |error| <float32>[B], and the loss's terms row by row, whose means are reported."""
+        """The loss, for whoever wants to differentiate it; |error| <float32>[B]; its terms row by row."""
+        slopes, error, terms = self._slopes(batch, q.detach())
+        linear = (q * slopes).sum()
+        return terms["total_loss"].mean() + (linear - linear.detach()), error, terms
+
+    @torch.no_grad()
+    def _slopes(self, batch: dict[str, Tensor], q: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """dL/dQ <float32>[B, A], |error| <float32>[B], and the loss's terms row by row, whose means count.
+
+        Each term stands next to its derivative: with autograd, the many small operations on [B, A] would
+        cost as much as the network itself at B = 32.
+        """
         config = self.config
-        taken = batch[Columns.ACTIONS].unsqueeze(1)
+        taken, allowed, corrected = batch[Columns.ACTIONS].unsqueeze(1), batch[ALLOWED], batch[CORRECTED]
         boot = self._bootstrap(batch)
-        target = batch[Columns.REWARDS] + boot
-        q_taken = q.gather(1, taken).squeeze(1)
-        has_return = batch[HAS_RETURN]
-        td = (q_taken - target) * has_return
+        td = (q.gather(1, taken).squeeze(1) - (batch[Columns.REWARDS] + boot)) * batch[HAS_RETURN]
         if config.td_error_loss_fn == "huber":
             l_td = batch[WEIGHTS] * huber_loss(td, torch.zeros_like(td), reduction="none")
+            slope_td = batch[WEIGHTS] * td.clamp(-1, 1)
         else:
-            l_td = batch[WEIGHTS] * td.square()
+            l_td, slope_td = batch[WEIGHTS] * td.square(), batch[WEIGHTS] * (2 * td)
 
-        corrected = batch[CORRECTED]
-        free = (batch[ALLOWED] & ~corrected).scatter(1, taken, False).float()
-        pull = (q - (boot + config.untried_value).unsqueeze(1)).square() * free
-        l_anchor = config.anchor_weight * (pull.sum(1) / free.sum(1).clamp(min=1))
-        total = l_td + l_anchor
-        error = td.detach().abs()
-        terms = {"td_loss": l_td.detach(), "anchor_loss": l_anchor.detach()}
+        free = (allowed & ~corrected).scatter_(1, taken, False).float()
+        pull = (q - (boot + config.untried_value).unsqueeze(1)) * free
+        strength = config.anchor_weight / free.sum(1).clamp_(min=1)
+        l_anchor = strength * pull.square().sum(1)
+        slopes = pull * (2 * strength).unsqueeze(1)
+        slopes.scatter_add_(1, taken, slope_td.unsqueeze(1))
+        total, error = l_td + l_anchor, td.abs()
+        terms = {"td_loss": l_td, "anchor_loss": l_anchor}
         if corrected.any():
-            has_x = corrected.any(1)
             gap_x = (q - (boot + config.correction_value).unsqueeze(1)) * batch[CORRECTION_OPEN]
-            rival = (
-                (q + config.margin * ~corrected)
-                .masked_fill(~(batch[ALLOWED] | corrected), -torch.inf)
-                .amax(1)
-            )
-            best = q.masked_fill(~corrected, -torch.inf).amax(1)
-            margin = torch.where(has_x, rival - best, 0.0)
+            raised = (q + config.margin * ~corrected).masked_fill_(~(allowed | corrected), -torch.inf)
+            right = q.masked_fill(~corrected, -torch.inf)
+            rival, best = raised.amax(1, keepdim=True), right.amax(1, keepdim=True)
+            has_x = corrected.any(1, keepdim=True)
+            margin = torch.where(has_x, rival - best, 0.0).squeeze(1)
+            slope_margin = (_shares(raised == rival) - _shares(right == best)) * has_x
+            slopes += config.correction_weight * (2 * gap_x + slope_margin)
             l_x = gap_x.square().sum(1)
             total = total + config.correction_weight * (l_x + margin)
-            error = torch.maximum(error, torch.maximum(margin.detach(), gap_x.detach().abs().amax(1)))
-            terms |= {"correction_loss": l_x.detach(), "margin_loss": margin.detach()}
-        return total.mean(), error, terms | {"total_loss": total.detach(), "td_error_mean": error}
+            error = torch.maximum(error, torch.maximum(margin, gap_x.abs().amax(1)))
+            terms |= {"correction_loss": l_x, "margin_loss": margin}
+        return slopes.div_(len(q)), error, terms | {"total_loss": total, "td_error_mean": error}
 
     def _bootstrap(self, batch: dict[str, Tensor]) -> Tensor:
         """Discounted double-Q value of the next state, <float32>[B]; no gradient."""
@@ -225,3 +234,8 @@ class TurnwiseTorchLearner(DQNTorchLearner):
     def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
         """Keeps RLlib's schedules; the target network follows its own clock."""
         Learner.after_gradient_based_update(self, timesteps=timesteps)
+
+
+def _shares(largest: Tensor) -> Tensor:
+    """The derivative of a row's maximum, <float32>[B, A]: those that share it share alike."""
+    return largest / largest.sum(1, keepdim=True)

@@ -103,6 +103,29 @@ def test_the_loss_is_the_formula(seed: int) -> None:
     np.testing.assert_allclose(error.numpy(), wanted_errors, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("loss_fn", ["mse", "huber"])
+@pytest.mark.parametrize("ties", [True, False])
+def test_the_slopes_are_those_of_the_formula(loss_fn: str, ties: bool) -> None:
+    """By differences of the slow loss; where actions tie at the top, the mean of both sides."""
+    algorithm = (
+        build(gamma=0.9, td_error_loss_fn=loss_fn)
+        if ties
+        else shaken(build(gamma=0.9, td_error_loss_fn=loss_fn))
+    )
+    b, step = batch(algorithm), 1e-3
+    q = algorithm.module.compute_q_values({"obs": b["obs"]})["qf_preds"].detach()
+    slopes, _, _ = algorithm.learner._slopes(b, q)
+    for i in range(q.shape[0]):
+        for a in range(q.shape[1]):
+            nudge = torch.zeros_like(q)
+            nudge[i, a] = step
+            up, down = (
+                algorithm.learner._slopes(b, q + sign * nudge)[2]["total_loss"].double().mean()
+                for sign in (1, -1)
+            )
+            assert slopes[i, a].item() == pytest.approx((up - down).item() / (2 * step), abs=2e-3)
+
+
 def test_a_batch_that_is_not_finite_changes_nothing_and_is_counted() -> None:
     algorithm = shaken(build(gamma=0.9))
     b = batch(algorithm)

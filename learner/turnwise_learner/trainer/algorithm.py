@@ -201,6 +201,7 @@ class TurnwiseDQN(DQN):
         """How long a training step waits for the journal when no update is owed."""
         self.paused = False
         self._steps = 0
+        self._reported_updates = 0
         self.exploration = Exploration()
         """What actors explore; kept here so that it survives restarts."""
 
@@ -216,10 +217,16 @@ class TurnwiseDQN(DQN):
 
     def training_step(self) -> None:
         """Journal -> replay -> updates owed. Never blocks on silence, unlike the stock step."""
+        self._take_in_and_learn()
+        self.metrics.aggregate([self.env_runner.get_metrics()], key=ENV_RUNNER_RESULTS)
+        if self.learner.updates > self._reported_updates:
+            self._reported_updates = self.learner.updates
+            self.metrics.aggregate([self.learner.metrics.reduce()], key=LEARNER_RESULTS)
+
+    def _take_in_and_learn(self) -> None:
         owed = 0 if self.paused else self.pacer.owed
         with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
             changes = self.env_runner.sample(wait_s=0.0 if owed else self.idle_wait_s)
-            self.metrics.aggregate([self.env_runner.get_metrics()], key=ENV_RUNNER_RESULTS)
         with self.metrics.log_time((TIMERS, REPLAY_BUFFER_ADD_DATA_TIMER)):
             for change in changes:
                 self.replay.apply(change.records, change.lesson)
@@ -237,13 +244,13 @@ class TurnwiseDQN(DQN):
     def advance(self) -> None:
         """`train()` for a loop that does not read RLlib's results.
 
-        They cost as much as an update, so that they are compiled only every 50th time: between, they pile up.
+        They cost more than an update, so that they are compiled only every 50th time: between, they pile up.
         """
         self._steps += 1
         if self._steps % _STEPS_A_RESULT == 0:
             self.train()
         else:
-            self.training_step()
+            self._take_in_and_learn()
 
     def learn(self, updates: int) -> None:
         """Gradient updates on batches drawn from replay.
@@ -256,7 +263,6 @@ class TurnwiseDQN(DQN):
         with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
             for rows, errors in self.learner.update_many(self._batches(updates)):
                 self.replay.update_priorities(rows, errors)
-            self.metrics.aggregate([self.learner.metrics.reduce()], key=LEARNER_RESULTS)
 
     def _batches(self, count: int) -> Any:
         for _ in range(count):

@@ -11,6 +11,7 @@ evicted oldest first when the arrays are full; rows with live corrections are ne
 from __future__ import annotations
 
 import hashlib
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -27,8 +28,7 @@ from turnwise_learner.trainer.turns import Correction, TurnRecord
 _ID_BYTES = 40
 
 _Rating = tuple[int, float, int]
-"""(when, reward, row)"""
-_UNRATED: _Rating = (0, 0.0, -1)
+"""(-when, -reward, row): the newest is the smallest"""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class TurnReplay(Checkpointable):
         self._protected = SumTree(n)
         self._rows = DecisionRows(self.decision_id)
         self._corrected_states: dict[int, set[int]] = {}
-        self._ratings: dict[int, dict[int, _Rating]] = {}
+        self._ratings: dict[int, dict[int, list[_Rating]]] = {}
         self._next_row = 0
         self._newest_lesson = -1
         self._max_priority = 1.0
@@ -225,43 +225,52 @@ class TurnReplay(Checkpointable):
             for given in self._corrections[row]:
                 if given.teacher not in newest or given.revision > newest[given.teacher][0].revision:
                     newest[given.teacher] = (given, row)
-        ratings = self._ratings_of(key)
-        live: set[int] = set()
+        live: dict[int, bool] = {}
+        """Action -> whether it has been rated."""
         bearers: set[int] = set()
         for given, row in newest.values():
-            rated_ms, rated, _ = ratings.get(given.action, _UNRATED)
+            rated_ms, rated = self._newest_rating(key, given.action)
             if rated_ms > given.revision and rated < 0:
                 continue
-            live.add(given.action)
+            live[given.action] = rated_ms > 0
             bearers.add(row)
         for row in rows:
             self.corrected[row] = False
             self.correction_open[row] = False
             if row in bearers:
                 self.corrected[row, list(live)] = True
-                self.correction_open[row, [x for x in live if x not in ratings]] = True
+                self.correction_open[row, [x for x, was_rated in live.items() if not was_rated]] = True
         return rows
 
-    def _ratings_of(self, key: int) -> dict[int, _Rating]:
-        """The newest rating of each action in a corrected state; looked for once, then kept up to date."""
+    def _newest_rating(self, key: int, action: int) -> tuple[int, float]:
+        """When and how an action was last rated in a corrected state; (0, 0): never.
+
+        A state is looked through once, at its first correction: 8 bytes a row. From then on its ratings lie
+        in heaps, newest first; entries that are no longer true are dropped when they come up.
+        """
         if key not in self._ratings:
             self._ratings[key] = {}
             for row in np.flatnonzero((self.state_key == key) & (self.rated_ms > 0)).tolist():
                 self._note_rating(key, row)
-        return self._ratings[key]
+        heap = self._ratings[key].get(action, [])
+        while heap:
+            ms, reward, row = heap[0]
+            if (
+                self.state_key[row] == key
+                and self.action[row] == action
+                and self.rated_ms[row] == -ms
+                and self.reward[row] == -reward
+            ):
+                return -ms, -reward
+            heapq.heappop(heap)
+        return 0, 0.0
 
     def _note_rating(self, key: int, row: int) -> None:
         """Takes the rating of a row into account where its state is corrected."""
         ratings = self._ratings.get(key)
-        if ratings is None:
-            return
-        rating = (int(self.rated_ms[row]), float(self.reward[row]), row)
-        action = int(self.action[row])
-        before = ratings.get(action, _UNRATED)
-        if any(known[2] == row and (a, known) != (action, rating) for a, known in ratings.items()):
-            del self._ratings[key]  # What this row said before may hide an older rating: look again.
-        elif rating[0] and rating > before:
-            ratings[action] = rating
+        if ratings is not None and self.rated_ms[row] > 0:
+            heap = ratings.setdefault(int(self.action[row]), [])
+            heapq.heappush(heap, (-int(self.rated_ms[row]), -float(self.reward[row]), row))
 
     def _forget_correction(self, key: int, row: int) -> None:
         rows = self._corrected_states.get(key)
@@ -322,7 +331,6 @@ class TurnReplay(Checkpointable):
         self.parent[row] = self.child[row] = self.action[row] = -1
         self.reward[row] = np.nan
         self.rated_ms[row] = 0
-        self._note_rating(key, row)
         if self._newest_lesson == row:
             self._newest_lesson = -1
         # What is live in a state follows from the turns that are there, so a rating that goes counts no more.

@@ -1,6 +1,7 @@
 """Where stock DQN is right, ours is the same: no masks, no corrections, no anchor.
 
-Equal but for rounding: stock multiplies observations and next observations as one matrix, and the order in
+Of the same Q-values both make the same loss and the same gradient, bit for bit. Over many updates they are
+equal but for rounding: stock multiplies observations and next observations as one matrix, and the order in
 which BLAS adds up a row may depend on how many rows there are.
 """
 
@@ -130,3 +131,27 @@ def test_errors_and_weights_are_those_of_stock_dqn(loss: str) -> None:
     assert (own.head.weight - head).abs().max() > 1e-3
     for mine, their in paired(own, theirs):
         torch.testing.assert_close(mine, their, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["mse", "huber"])
+def test_the_loss_and_its_gradient_are_those_of_stock_dqn_to_the_bit(loss: str) -> None:
+    ours, stock = our_learner(loss), stock_learner(loss)
+    module = ours.module[DEFAULT_MODULE_ID].unwrapped()
+    shake(module)
+    (columns,) = batches(1)
+    q, found = {}, {}
+    for name, learner, made in (("ours", ours, as_ours(columns)), ("stock", stock, columns)):
+        batch = {key: torch.from_numpy(column) for key, column in made.items()}
+        following = {"obs": batch["new_obs"]}
+        q[name] = module.compute_q_values(batch)["qf_preds"].detach().requires_grad_()
+        predictions = {
+            "qf_preds": q[name],
+            "qf_next_preds": module.compute_q_values(following)["qf_preds"],
+            "qf_target_next_preds": module.forward_target(following)["qf_preds"],
+        }
+        found[name] = learner.compute_loss_for_module(
+            module_id=DEFAULT_MODULE_ID, config=learner.config, batch=batch, fwd_out=predictions
+        )
+        found[name].backward()
+    assert found["ours"].item() == found["stock"].item() > 0
+    assert torch.equal(q["ours"].grad, q["stock"].grad)

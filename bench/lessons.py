@@ -118,7 +118,7 @@ async def measure(options: Options) -> Report:
             if kind.name in options.only
             for seed in range(options.first_seed, options.first_seed + min(options.seeds, kind.most_seeds))
         ]
-        outcomes = await _a_few_at_a_time(jobs, options.parallel)
+        outcomes = await a_few_at_a_time(jobs, options.parallel)
     report = summary(outcomes)
     report.figures |= {
         "transport": "offline" if options.offline else "live",
@@ -128,7 +128,7 @@ async def measure(options: Options) -> Report:
     return report
 
 
-async def _a_few_at_a_time(jobs: Sequence[Coroutine[Any, Any, Outcome]], count: int) -> list[Outcome]:
+async def a_few_at_a_time(jobs: Sequence[Coroutine[Any, Any, Outcome]], count: int) -> list[Outcome]:
     """Outcomes in the order of the jobs; the first that fails ends the others in good order."""
     places = asyncio.Semaphore(count)
 
@@ -150,7 +150,7 @@ async def _a_few_at_a_time(jobs: Sequence[Coroutine[Any, Any, Outcome]], count: 
 async def _teach(kind: Kind, seed: int, options: Options, in_process: InProcess) -> Outcome:
     began = time.monotonic()
     task, lags = kind.task(seed), Lags()
-    most = kind.lessons or await _most_lessons(kind, seed)
+    most = kind.lessons or await most_lessons(kind, seed)
     if kind is STOCK:
         course = await in_process.stock_course(task, kind.threshold)
     elif options.offline:
@@ -158,7 +158,7 @@ async def _teach(kind: Kind, seed: int, options: Options, in_process: InProcess)
     else:
         async with live_pupil(task, kind.manner, lags) as pupil:
             course = await take(task, pupil, 2.0 if kind.lessons else kind.threshold, most)
-    outcome = await _outcome(kind, course)
+    outcome = await outcome_of(kind, course)
     outcome.seconds, outcome.lags = time.monotonic() - began, lags
     best = f"limit {outcome.limit}, " if outcome.limit else ""
     say(
@@ -168,7 +168,7 @@ async def _teach(kind: Kind, seed: int, options: Options, in_process: InProcess)
     return outcome
 
 
-async def _most_lessons(kind: Kind, seed: int) -> int:
+async def most_lessons(kind: Kind, seed: int) -> int:
     """Lessons after which to give up: those of an unlucky best possible pupil, times the cap."""
     limits = []
     for luck in range(9):
@@ -179,7 +179,7 @@ async def _most_lessons(kind: Kind, seed: int) -> int:
     return math.ceil(MISS * statistics.median(limits)) + STREAK
 
 
-async def _outcome(kind: Kind, course: Course) -> Outcome:
+async def outcome_of(kind: Kind, course: Course) -> Outcome:
     """The course beside that of the best possible pupil, who has the same luck."""
     task = course.task
     accuracy = [score / len(task.phrases) for score in course.scores]

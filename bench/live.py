@@ -45,6 +45,8 @@ class Manner:
     """What the domain sets under `learning` instead of the quickstart's."""
     actions: int = 10
     """Beyond the quickstart's ten, actions are added to the domain."""
+    epsilon: float = 0.0
+    """Part of the answers drawn uniformly; offline only."""
 
     @property
     def waits(self) -> bool:

@@ -19,7 +19,7 @@ import torch
 from course import Course, Task, take
 from live import Manner, write_domain
 from turnwise.v1 import dialogue_pb2, training_pb2
-from turnwise_actor.policy import Domain, Encoder, Network, RawObservation, greedy
+from turnwise_actor.policy import Domain, Encoder, Network, RawObservation, greedy, mix
 from turnwise_learner.journal import KINDS, Row
 from turnwise_learner.trainer.algorithm import TurnwiseDQN, TurnwiseDQNConfig
 from turnwise_learner.trainer.assembler import Assembler
@@ -91,7 +91,8 @@ class OfflinePupil:
         if not self._ratings:
             self._dialogue, self._decision = f"dialogue-{number}", ""
         probabilities = greedy(self._network.q_values(self._observations[phrase]), self._all)
-        action = int(self._rng.choice(np.flatnonzero(probabilities)))
+        probabilities = mix(probabilities, self._all, self._manner.epsilon).astype(np.float64)
+        action = int(self._rng.choice(len(probabilities), p=probabilities / probabilities.sum()))
         parent, self._decision = self._decision, f"decision-{number}"
         decided = training_pb2.Decided(
             decision_id=self._decision,

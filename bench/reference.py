@@ -70,6 +70,7 @@ class Reference:
             "reward": np.zeros(n, np.float32),
             "discount": np.zeros(n, np.float32),
             "has_return": np.zeros(n, np.float32),
+            "judged": np.zeros(n, np.float32),
         }
         self.protected = np.zeros(n, bool)
         self.strata = Strata(n)
@@ -124,9 +125,12 @@ class Reference:
         q, taken = q_values(self.online, batch["obs"]), batch["action"].unsqueeze(1)
         td = (q.gather(1, taken).squeeze(1) - (batch["reward"] + boot)) * batch["has_return"]
         free = (allowed & ~corrected).scatter_(1, taken, False).float()
-        value = boot.unsqueeze(1)
-        pull = ((q - (value + hyper["untried_value"])).square() * free).sum(1) / free.sum(1).clamp_(min=1)
-        loss = (weights * td.square() + hyper["anchor_weight"] * pull).mean()
+        value, share = (batch["judged"] * boot).unsqueeze(1), 1 / free.sum(1).clamp_(min=1)
+        pull = (q - (value + hyper["untried_value"])) * free
+        anchor = hyper["anchor_weight"] * share * pull.square().sum(1)
+        apart = (td.unsqueeze(1) * free - pull).square().sum(1)
+        contrast = hyper["contrast_weight"] * share * batch["judged"] * batch["has_return"] * apart
+        loss = (weights * td.square() + anchor + contrast).mean()
         gap = (q - (value + hyper["correction_value"])) * batch["correction_open"]
         rival = (q + hyper["margin"] * ~corrected).masked_fill(~(allowed | corrected), -torch.inf).amax(1)
         best_x = q.masked_fill(~corrected, -torch.inf).amax(1)

@@ -153,6 +153,7 @@ def build_ours(batch_size: int, turns: Turns) -> TurnwiseDQN:
     config.framework("torch", torch_skip_nan_gradients=False)
     config.training(gamma=GAMMA, lr=1e-3, train_batch_size_per_learner=batch_size)
     config.replay = ReplayConfig(capacity_turns=len(turns))
+    config.contrast_weight = 1.0
     config.updates_per_step = 8
     algorithm = TurnwiseDQN(config=config)
     algorithm.replay.set_state(turns.replay_state(len(turns)))
@@ -163,7 +164,7 @@ def build_reference(like: TurnwiseDQN, turns: Turns) -> Reference:
     """Plain torch with the hyper-parameters, weights and turns of `like`."""
     config, n = like.config, len(turns)
     names = ("lr", "adam_epsilon", "grad_clip", "target_network_update_freq", "anchor_weight")
-    names += ("untried_value", "correction_weight", "correction_value", "margin")
+    names += ("contrast_weight", "untried_value", "correction_weight", "correction_value", "margin")
     hyper = {name: getattr(config, name) for name in names}
     hyper |= {name: getattr(config.replay, name) for name in ("alpha", "beta", "beta_updates")}
     hyper |= {name: getattr(config.replay, name) for name in ("priority_floor", "protected_share")}
@@ -180,6 +181,7 @@ def build_reference(like: TurnwiseDQN, turns: Turns) -> Reference:
     columns["corrected"][:], columns["correction_open"][:] = masks, masks
     columns["action"][:], columns["reward"][:] = turns.action, turns.reward
     columns["discount"][:], columns["has_return"][:] = np.where(turns.last, 0, GAMMA), 1
+    columns["judged"][:] = 1
     reference.protected[:], reference.size, reference.newest = turns.corrected, n, n - 2
     reference.prioritise(np.arange(n), np.ones(n))
     return reference

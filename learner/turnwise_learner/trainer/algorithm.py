@@ -62,6 +62,8 @@ class TurnwiseDQNConfig(DQNConfig):
         """Debt beyond which lessons are kept in replay but get no updates of their own."""
         self.anchor_weight = 0.2
         """Pull of untaken actions to the value of the untried; see torch_learner."""
+        self.contrast_weight = 0.0
+        """How firmly what was said holds taken and untaken actions apart; for_domain: 1 at gamma > 0."""
         self.untried_value = 0.0
         self.correction_weight = 1.0
         self.correction_value = 1.0
@@ -102,6 +104,7 @@ class TurnwiseDQNConfig(DQNConfig):
         spec = default_spec(domain)
         config.domain_json = domain.to_json()
         config.updates_per_unrated_turn = 0.0 if domain.gamma == 0 else 1.0
+        config.contrast_weight = 0.0 if domain.gamma == 0 else 1.0
         config.untried_value = domain.untried_value
         config.correction_value = domain.scale_reward(domain.rewards.correction)
         config._take_learning_fields(domain)

@@ -391,12 +391,16 @@ class TurnReplay(Checkpointable):
 
     def _columns_of(self, rows: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
         has_return = self._has_return(rows)
-        returns, discounts, following = self._returns(rows, has_return)
+        returns, discounts, following, told = self._returns(rows, has_return)
+        judged = (self.rated_ms[rows] > 0) | self.corrected[rows].any(1)
         columns = {
             Columns.OBS: self._observations(rows),
             Columns.ACTIONS: np.maximum(self.action[rows], 0, dtype=np.int64),
             Columns.REWARDS: returns,
             torch_learner.HAS_RETURN: has_return.astype(np.float32),
+            torch_learner.JUDGED: judged.astype(np.float32),
+            torch_learner.TOLD: told.astype(np.float32),
+            torch_learner.REST: returns - np.where(has_return, self.reward[rows], np.float32(0)),
             torch_learner.WEIGHTS: weights,
             torch_learner.CORRECTED: self.corrected.take(rows, 0),
             torch_learner.CORRECTION_OPEN: self.correction_open.take(rows, 0),
@@ -412,13 +416,17 @@ class TurnReplay(Checkpointable):
         """<float32>[B, D], however they are kept."""
         return self.obs.take(rows, 0).astype(np.float32, copy=False)
 
-    def _returns(self, rows: np.ndarray, has_return: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """n-step returns <float32>[B], their discounts (0: nothing follows) and next rows.
+    def _returns(
+        self, rows: np.ndarray, has_return: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """n-step returns <float32>[B], their discounts (0: nothing follows), next rows, and who was told.
 
-        A return goes on to the next turn while that turn was shown as decided and has a return of its own.
+        The last, <bool>[B], says whether one of the turns in the return was rated. A return goes on to the
+        next turn while that turn was shown as decided and has a return of its own.
         """
         returns = np.where(has_return, self.reward[rows], 0.0)
         discount = np.full(len(rows), self.gamma)
+        told = has_return & (self.rated_ms[rows] > 0)
         last = rows
         for _ in range(self.n_step - 1 if self.gamma else 0):
             following = self.child[last]
@@ -426,11 +434,13 @@ class TurnReplay(Checkpointable):
             goes_on &= self._has_return(following) & ~self.breaks_return[following]
             returns = np.where(goes_on, returns + discount * self.reward[following], returns)
             discount = np.where(goes_on, discount * self.gamma, discount)
+            told |= goes_on & (self.rated_ms[following] > 0)
             last = np.where(goes_on, following, last)
         following = self.child[last]
         ends = self.terminated[last] | (following < 0)
         discount = np.where(ends, 0.0, discount)
-        return returns.astype(np.float32), discount.astype(np.float32), np.where(ends, 0, following)
+        following = np.where(ends, 0, following)
+        return returns.astype(np.float32), discount.astype(np.float32), following, told
 
     # Checkpointable
 

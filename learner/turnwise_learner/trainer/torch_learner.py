@@ -2,18 +2,30 @@
 
 For a batch of turns (B rows, A actions; <bool> masks; columns named in `Columns`):
 
-    boot_i   = discount_i * Q_target(s'_i, argmax_{a allowed in s'_i} Q(s'_i, a))  double Q, arXiv:1509.06461
-    target_i = R_i + boot_i
-    L_td     = mean_i  w_i * loss(Q(s_i, a_i) - target_i)            over rows with a return to learn
-    L_anchor = mean_i  k * mean_{a allowed, untaken, uncorrected} (Q(s_i, a) - boot_i - untried)^2
-    L_x      = mean_i  sum_{x corrected} (Q(s_i, x) - boot_i - c_x)^2
-    L_margin = mean_i  max_a [Q(s_i, a) + m 1{a not corrected}] - max_{x corrected} Q(s_i, x)
-    L        = L_td + L_anchor + correction_weight * (L_x + L_margin)
+    boot_i     = discount_i * Q_target(s'_i, argmax_{a allowed in s'_i} Q(s'_i, a))        arXiv:1509.06461
+    e_i        = Q(s_i, a_i) - R_i - boot_i                    the taken action's error, 0 without a return
+    future_i   = rest_i + boot_i where the turn itself was judged, else 0
+    u_i(a)     = Q(s_i, a) - untried - future_i                an untried action's: allowed, uncorrected
+    L_td       = mean_i  w_i * loss(e_i)
+    L_anchor   = mean_i  anchor_weight * mean_a u_i(a)^2
+    L_contrast = mean_i  contrast_weight * told_i * mean_a (e_i - u_i(a))^2
+    L_x        = mean_i  sum_{x corrected} (Q(s_i, x) - future_i - c_x)^2
+    L_margin   = mean_i  max_a [Q(s_i, a) + m 1{a not corrected}] - max_{x corrected} Q(s_i, x)
+    L          = L_td + L_anchor + L_contrast + correction_weight * (L_x + L_margin)
 
-L_margin is the large-margin loss of DQfD (arXiv:1704.03732, eq. 3), taken against a set of right actions.
+R_i is the n-step return, rest_i what it holds beyond the turn's own reward, told_i whether it holds anything
+that a person said. L_margin is the large-margin loss of DQfD (arXiv:1704.03732, eq. 3), against a set of
+right actions.
 
 The anchor is what makes greedy acting explore: an untried action stays at the value of "untried", a wrong
-one falls below it. Without it, generalisation drags untried actions under the least bad tried one.
+one falls below it. Without it, generalisation drags untried actions under the least bad tried one. A judged
+turn says what its action was worth, so an untried action is given the same future and a neutral reward. A
+turn that nobody judged says it through its future only, so the untried is given a neutral one: given the
+same, it would tie with what was tried.
+
+The contrast holds the taken action apart from the untried ones by what was said, whatever follows: boot_i
+differs from turn to turn of one situation, and a right answer that was met once, before a poor future, would
+stay below untried ones that were given a good one. It cancels in e_i - u_i.
 """
 
 from __future__ import annotations
@@ -47,6 +59,12 @@ DISCOUNTS = "discounts"
 """<float32>[B]: gamma ** steps, 0 where nothing follows."""
 HAS_RETURN = "has_return"
 """<float32>[B]: 1 where the action taken has a return to learn."""
+JUDGED = "judged"
+"""<float32>[B]: 1 where the turn itself was rated or corrected."""
+TOLD = "told"
+"""<float32>[B]: 1 where the return holds something that a person said."""
+REST = "rest"
+"""<float32>[B]: the part of the return beyond the turn's own reward."""
 CORRECTED = "corrected"
 """<bool>[B, A]: live corrections for the state of the row."""
 CORRECTION_OPEN = "correction_open"
@@ -55,7 +73,7 @@ WEIGHTS = "weights"
 
 
 class TurnwiseTorchLearner(DQNTorchLearner):
-    """DQNTorchLearner with masks, the anchor, corrections, and many updates a call.
+    """DQNTorchLearner with masks, anchor and contrast, corrections, and many updates a call.
 
     The target network follows a clock of gradient updates, not of environment steps: replaying while
     nobody talks moves it too. The clock is part of the checkpoint.
@@ -167,15 +185,25 @@ class TurnwiseTorchLearner(DQNTorchLearner):
             l_td, slope_td = batch[WEIGHTS] * td.square(), batch[WEIGHTS] * (2 * td)
 
         free = (allowed & ~corrected).scatter_(1, taken, False).float()
-        pull = (q - (boot + config.untried_value).unsqueeze(1)) * free
-        strength = config.anchor_weight / free.sum(1).clamp_(min=1)
+        share = 1 / free.sum(1).clamp_(min=1)
+        future = batch[JUDGED] * (batch[REST] + boot)
+        pull = (q - (future + config.untried_value).unsqueeze(1)) * free
+        strength = config.anchor_weight * share
         l_anchor = strength * pull.square().sum(1)
         slopes = pull * (2 * strength).unsqueeze(1)
-        slopes.scatter_add_(1, taken, slope_td.unsqueeze(1))
         total, error = l_td + l_anchor, td.abs()
         terms = {"td_loss": l_td, "anchor_loss": l_anchor}
+        if config.contrast_weight:
+            apart = td.unsqueeze(1) * free - pull
+            strength = config.contrast_weight * share * batch[TOLD]
+            l_contrast = strength * apart.square().sum(1)
+            slopes -= apart * (2 * strength).unsqueeze(1)
+            slope_td += 2 * strength * apart.sum(1)
+            total = total + l_contrast
+            terms["contrast_loss"] = l_contrast
+        slopes.scatter_add_(1, taken, slope_td.unsqueeze(1))
         if corrected.any():
-            gap_x = (q - (boot + config.correction_value).unsqueeze(1)) * batch[CORRECTION_OPEN]
+            gap_x = (q - (future + config.correction_value).unsqueeze(1)) * batch[CORRECTION_OPEN]
             raised = (q + config.margin * ~corrected).masked_fill_(~(allowed | corrected), -torch.inf)
             right = q.masked_fill(~corrected, -torch.inf)
             rival, best = raised.amax(1, keepdim=True), right.amax(1, keepdim=True)

@@ -51,6 +51,9 @@ def batch(algorithm: TurnwiseDQN, size: int = 6, seed: int = 0) -> dict[str, tor
         "rewards": rng.uniform(-1, 1, size).astype(np.float32),
         "discounts": discounts,
         "has_return": np.array([1, 0, 1, 1, 1, 1], np.float32)[:size],
+        "judged": np.array([1, 1, 0, 1, 0, 0], np.float32)[:size],
+        "told": np.array([1, 0, 1, 1, 0, 1], np.float32)[:size],
+        "rest": np.array([0, 0, 0.5, -0.3, 0, 0.2], np.float32)[:size],
         "weights": rng.uniform(0.5, 1, size).astype(np.float32),
         "allowed": allowed,
         "next_allowed": next_allowed,
@@ -74,18 +77,22 @@ def slow_loss(algorithm: TurnwiseDQN, b: dict[str, torch.Tensor]) -> tuple[float
             choices = [a for a in range(A) if n["next_allowed"][i, a]]
             boot = n["discounts"][i] * q_target[i, max(choices, key=lambda a: q_next[i, a])]
         taken = n["actions"][i]
-        error = abs(q[i, taken] - n["rewards"][i] - boot) if n["has_return"][i] else 0.0
+        e = q[i, taken] - n["rewards"][i] - boot if n["has_return"][i] else 0.0
+        error = abs(e)
         total += n["weights"][i] * error**2 / rows
+        future = n["rest"][i] + boot if n["judged"][i] else 0.0
         free = [a for a in range(A) if n["allowed"][i, a] and a != taken and not n["corrected"][i, a]]
         if free:
-            pull = np.mean([(q[i, a] - boot - config.untried_value) ** 2 for a in free])
-            total += config.anchor_weight * pull / rows
+            untried = [q[i, a] - future - config.untried_value for a in free]
+            total += config.anchor_weight * np.mean([u**2 for u in untried]) / rows
+            if n["told"][i]:
+                total += config.contrast_weight * np.mean([(e - u) ** 2 for u in untried]) / rows
         live = [a for a in range(A) if n["corrected"][i, a]]
         if live:
             able = [a for a in range(A) if n["allowed"][i, a] or a in live]
             rival = max(q[i, a] + (0 if a in live else config.margin) for a in able)
             margin = rival - max(q[i, a] for a in live)
-            gaps = [q[i, a] - boot - config.correction_value for a in live if n["correction_open"][i, a]]
+            gaps = [q[i, a] - future - config.correction_value for a in live if n["correction_open"][i, a]]
             total += config.correction_weight * (sum(g * g for g in gaps) + margin) / rows
             error = max([error, margin, *map(abs, gaps)])
         errors.append(error)

@@ -97,11 +97,15 @@ class Model:
     def learnable(self) -> set[str]:
         return {name for name in self.records if self.has_return(name) or self.corrected(name)[0]}
 
-    def returns(self, name: str) -> tuple[float, float, str | None]:
-        """Return, discount and next state of a turn; discount 0 where nothing follows."""
+    def returns(self, name: str) -> tuple[float, float, str | None, bool]:
+        """Return, discount and next state of a turn, and whether anybody rated a turn of the return.
+
+        The discount is 0 where nothing follows.
+        """
         if not self.has_return(name):
             follows = None if self.records[name].terminated else self.successor[name]
-            return 0.0, self.gamma if follows else 0.0, follows
+            return 0.0, self.gamma if follows else 0.0, follows, False
+        told = self.records[name].rated_ms > 0
         total, discount, last = self.records[name].reward or 0.0, self.gamma, name
         for _ in range(self.n_step - 1 if self.gamma else 0):
             follows = self.successor[last]
@@ -110,10 +114,11 @@ class Model:
             if not self.has_return(follows) or self.records[follows].breaks_return:
                 break
             total += discount * (self.records[follows].reward or 0.0)
+            told |= self.records[follows].rated_ms > 0
             discount *= self.gamma
             last = follows
         follows = None if self.records[last].terminated else self.successor[last]
-        return total, discount if follows else 0.0, follows
+        return total, discount if follows else 0.0, follows, told
 
 
 def _revision(given: tuple[Correction, str]) -> int:
@@ -253,9 +258,10 @@ class ReplayMachine(RuleBasedStateMachine):
     def every_turn_teaches_the_same(self) -> None:
         names = sorted(self.model.records)
         rows = np.array([self.replay._rows[name] for name in names], np.int64)
-        returns, discounts, following = self.replay._returns(rows, self.replay._has_return(rows))
+        returns, discounts, following, told = self.replay._returns(rows, self.replay._has_return(rows))
         for i, name in enumerate(names):
-            wanted, discount, follows = self.model.returns(name)
+            wanted, discount, follows, anybody = self.model.returns(name)
+            assert told[i] == anybody
             assert returns[i] == pytest.approx(wanted, abs=1e-6)
             assert discounts[i] == pytest.approx(discount, abs=1e-6)
             if discount:

@@ -200,6 +200,7 @@ class TurnReplay(Checkpointable):
             unknown or reward,
             unknown,
             bool(self.terminated[row]),
+            bool(self.rated_ms[row]),
             self._corrections.get(row),
         )
 

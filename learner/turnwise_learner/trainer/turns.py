@@ -72,4 +72,5 @@ def _learned(record: TurnRecord) -> tuple[object, ...]:
         record.terminated,
         record.breaks_return,
         record.corrections,
+        record.rated_ms,
     )

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from turnwise.v1 import dialogue_pb2
-from turnwise_actor.policy import Domain, Policy, draw, greedy, mix
+from turnwise_actor.policy import Domain, ModeExploration, Policy, draw, probabilities
 
 
 @dataclass(frozen=True)
@@ -32,16 +32,14 @@ def choose(
     policy: Policy,
     encoded: npt.NDArray[np.float32],
     allowed: npt.NDArray[np.bool_],
-    epsilon: float,
+    exploration: ModeExploration,
     seed: bytes,
 ) -> Choice:
-    """Draws from (1 - epsilon) * greedy + epsilon * uniform over <bool>[A] `allowed`."""
+    """Draws from what the mode's exploration makes of the values of <bool>[A] `allowed`."""
     q_values = policy.network.q_values(encoded)
-    probabilities = greedy(q_values, allowed)
-    if epsilon > 0.0:
-        probabilities = mix(probabilities, allowed, epsilon)
+    chances = probabilities(q_values, allowed, exploration)
     masked = np.where(allowed, q_values, np.float32(np.nan)).astype(np.float32)
-    return Choice(draw(probabilities, seed), probabilities, masked)
+    return Choice(draw(chances, seed), chances, masked)
 
 
 def say_for(domain: Domain, action: int, seed: bytes) -> str:

@@ -10,7 +10,7 @@ from turnwise_actor import decisions, facts
 from turnwise_actor.checks import Checks
 from turnwise_actor.config import TokenConfig
 from turnwise_actor.errors import InternalError, PreconditionError, TokenError, UnavailableError
-from turnwise_actor.policy import Domain, Encoder, Policy, RawObservation, decision_seed
+from turnwise_actor.policy import Domain, Encoder, ModeExploration, Policy, RawObservation, decision_seed
 from turnwise_actor.spool import SpoolFullError
 from turnwise_actor.tokens import OpenedToken, Tokens
 from turnwise_actor.uplink import FactRefusedError, Uplink
@@ -231,10 +231,10 @@ class Dialogues:
         seed = decision_seed(secret, position.dialogue_id, position.index, request.request_id, policy.version)
         mask = decisions.allowed_mask(self._domain, request.allowed)
         mode_name = dialogue_pb2.Mode.Name(position.mode)
-        epsilon = policy.exploration.epsilon(mode_name) if recorded else 0.0
+        exploration = policy.exploration.of(mode_name) if recorded else ModeExploration()
         encoded = self._encoder.encode(raw, position.history)
         try:
-            choice = decisions.choose(policy, encoded, mask, epsilon, seed)
+            choice = decisions.choose(policy, encoded, mask, exploration, seed)
         except ValueError as error:
             raise InternalError(f"policy {policy.version} gives no usable values here: {error}") from error
         action = self._domain.action_ids[choice.action]

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from turnwise.v1 import training_pb2, training_pb2_grpc
+from turnwise_cli.explore import exploration_texts
 from turnwise_cli.learner_calls import (
     CALL_TIMEOUT_S,
     explain,
@@ -146,8 +147,8 @@ def _facts(status: training_pb2.LearnerStatus, address: str, now: int) -> Table:
     row("", f"{status.decisions:,} decisions, {status.feedback:,} feedback")
     row("checkpoint", _checkpoint(trainer.last_checkpoint, now))
     if trainer.HasField("exploration"):
-        explore = trainer.exploration
-        row("exploration", f"teach {explore.teach_epsilon:g}, serve {explore.serve_epsilon:g}")
+        modes = exploration_texts(trainer.exploration).items()
+        row("exploration", "; ".join(f"{mode} {told}" for mode, told in modes))
     counters = {name: count for name, count in trainer.counters.items() if name not in _SHOWN_COUNTERS}
     if counters:
         told = (f"{name.replace('_', ' ')} {count:,}" for name, count in sorted(counters.items()))

@@ -28,6 +28,7 @@ VERBS = {
     "status": Verb("status", "Show what learner and actors are doing."),
     "versions": Verb("versions", "List the policy versions."),
     "rollback": Verb("rollback", "Go back to an earlier policy version."),
+    "explore": Verb("explore", "Show or change how the bot explores."),
     "checkpoint": Verb("checkpoint", "Save a checkpoint now."),
     "resume-report": Verb("resume_report", "Tell what a restart would continue from."),
     "ledger": Verb("ledger", "Check that every turn in the journal is accounted for."),

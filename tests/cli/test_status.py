@@ -78,6 +78,16 @@ def test_parts_that_are_away_are_told():
     assert told[-1] == "dialogue feedback is not learned at gamma 0"
 
 
+def test_how_each_mode_explores_is_told():
+    status = learner()
+    exploration = status.trainer.exploration
+    exploration.serve_epsilon = 0.02
+    assert "teach greedy, epsilon 0; serve greedy, epsilon 0.02" in shown(status)
+    exploration.teach_kind, exploration.teach_temperature = training_pb2.Exploration.SOFTMAX, 0.25
+    assert "teach softmax at temperature 0.25, epsilon 0; serve greedy, epsilon 0.02" in shown(status)
+    assert plain(exploration)["teach_kind"] == "SOFTMAX"
+
+
 def test_numbers_are_numbers_in_json():
     told = json.loads(json.dumps(plain(learner(journal_id="0123"))))
     assert told["journal_cursor"] == 100

@@ -100,12 +100,18 @@ def test_verbs_are_completed():
     assert [line.partition(",")[2] for line in result.stdout.split()] == ["chat", "checkpoint", "check"]
 
 
-@pytest.mark.parametrize("verb", [["status"], ["versions"], ["checkpoint"], ["rollback", "1.2"]])
+@pytest.mark.parametrize("verb", [["status"], ["versions"], ["checkpoint"], ["rollback", "1.2"], ["explore"]])
 def test_a_learner_that_is_away_is_one_clear_line(verb, tmp_path):
     result = turnwise(*verb, "--learner", "127.0.0.1:1")
     assert result.returncode == 1
     assert "the learner at 127.0.0.1:1 does not answer" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_change_of_exploration_names_its_mode():
+    result = turnwise("explore", "--epsilon", "0.1")
+    assert result.returncode == 2
+    assert "--mode teach or --mode serve" in result.stderr
 
 
 def test_a_version_that_is_none_is_refused():

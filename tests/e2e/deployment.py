@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import TypeVar
 
 import grpc
+import numpy as np
+from click.testing import CliRunner
 
 import turnwise
 from turnwise.v1 import training_pb2, training_pb2_grpc
+from turnwise_actor.policy import ModeExploration, probabilities
+from turnwise_cli.verbs import cli
 from turnwise_deploy.local import LocalConfig, LocalDeployment
 from turnwise_learner.journal import JournalReader, Row, journal_path
 
@@ -72,6 +76,28 @@ def journal_rows(data: Path) -> list[Row]:
     """Every fact in the journal."""
     with JournalReader(journal_path(data)) as reader:
         return reader.read_after(0, 1_000_000)
+
+
+def explore(learner: str, *options: str) -> str:
+    """What `turnwise explore` prints."""
+    ran = CliRunner().invoke(cli, ["explore", "--learner", learner, *options])
+    assert ran.exit_code == 0, ran.output
+    return ran.output
+
+
+def explores(actor: str, data: Path, how: ModeExploration) -> bool:
+    """Whether the next turn served here is journaled with the vector that `how` makes of its values."""
+    with turnwise.Client(actor) as bot, bot.dialogue(mode="serve") as talk:
+        turn = talk.act(text="how do you explore")
+
+    def decided() -> list[training_pb2.Decided]:
+        facts = (row.fact.decided for row in journal_rows(data) if row.kind == 2)
+        return [decided for decided in facts if decided.decision_id == turn.decision_id]
+
+    vector = np.frombuffer(eventually(decided)[0].probabilities, "<f4")
+    assert turn.probability == vector[list(turn.q_values).index(turn.action)]
+    values = np.array(list(turn.q_values.values()), np.float32)
+    return np.array_equal(vector, probabilities(values, np.ones(len(values), bool), how))
 
 
 def kill(pid: int | None) -> None:

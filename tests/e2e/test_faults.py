@@ -9,11 +9,23 @@ import grpc
 import pytest
 
 import turnwise
-from tests.e2e.deployment import deployed, eventually, journal_rows, kill, status, wait_learned
+from tests.e2e.deployment import (
+    deployed,
+    eventually,
+    explore,
+    explores,
+    journal_rows,
+    kill,
+    status,
+    wait_learned,
+)
 from turnwise.v1 import training_pb2, training_pb2_grpc
+from turnwise_actor.policy import ModeExploration
 from turnwise_deploy.local import LocalDeployment
 
 pytestmark = pytest.mark.timeout(240)
+
+SOFT = ("--mode", "serve", "--kind", "softmax", "--temperature", "0.5", "--epsilon", "0.1")
 
 
 def teach(bot: turnwise.Client, count: int) -> list[tuple[str, turnwise.Receipt]]:
@@ -50,6 +62,7 @@ def opened_by_rllib(checkpoints: Path) -> int:
 def test_killing_the_trainer_stops_neither_answers_nor_acknowledgements(tmp_path: Path) -> None:
     with deployed(tmp_path, actors=1) as up, turnwise.Client(list(up.actors)) as bot:
         taught = teach(bot, 5)
+        explore(up.learner, *SOFT)
         generation = status(up.learner).published.generation
         first = trainer_pid(up)
         kill(first)
@@ -58,6 +71,7 @@ def test_killing_the_trainer_stops_neither_answers_nor_acknowledgements(tmp_path
         assert {receipt.settled for _, receipt in away} == {"LEARNER"}
         eventually(lambda: status(up.learner).trainer_alive)
         wait_learned(up.actors[0], away[-1][1].journal_cursor)
+        assert explores(up.actors[0], tmp_path, ModeExploration(0.1, "softmax", 0.5))
         after = status(up.learner)
         assert after.trainer.pid != first
         assert after.published.generation > generation
@@ -76,6 +90,7 @@ def test_killing_the_learner_loses_no_acknowledged_turn(tmp_path: Path) -> None:
 
         frontend = threading.Thread(target=talk)
         frontend.start()
+        explore(up.learner, *SOFT)
         eventually(lambda: len(taught) > 20)
         epoch = status(up.learner).epoch
         kill(up.pids()[up.learner])
@@ -91,6 +106,7 @@ def test_killing_the_learner_loses_no_acknowledged_turn(tmp_path: Path) -> None:
         eventually(lambda: status(up.learner).trainer_alive)
         eventually(lambda: status(up.learner).trainer.rated_turns == len(decisions))
         eventually(lambda: status(up.learner).trainer.updates == 8 * len(decisions))
+        assert explores(up.actors[0], tmp_path, ModeExploration(0.1, "softmax", 0.5))
 
 
 def test_killing_an_actor_loses_no_turn_and_no_dialogue(tmp_path: Path) -> None:

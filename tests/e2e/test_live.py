@@ -6,7 +6,16 @@ from pathlib import Path
 import pytest
 
 import turnwise
-from tests.e2e.deployment import deployed, eventually, journal_rows, status, wait_learned
+from tests.e2e.deployment import (
+    deployed,
+    eventually,
+    explore,
+    explores,
+    journal_rows,
+    status,
+    wait_learned,
+)
+from turnwise_actor.policy import ModeExploration
 from turnwise_deploy.local import LocalDeployment
 
 pytestmark = pytest.mark.timeout(180)
@@ -95,6 +104,21 @@ def test_evaluation_is_journaled_and_teaches_nothing(up: LocalDeployment) -> Non
         eventually(lambda: status(up.learner).trainer.journal_cursor >= receipt.journal_cursor)
         after = status(up.learner).trainer
         assert (after.turns, after.lessons, after.updates) == (before.turns, before.lessons, before.updates)
+
+
+def test_exploration_changes_while_actors_answer(up: LocalDeployment, data: Path) -> None:
+    assert explore(up.learner) == "teach: greedy, epsilon 0\nserve: greedy, epsilon 0.02\n"
+    assert all(explores(actor, data, ModeExploration(0.02)) for actor in up.actors)
+    told = explore(up.learner, "--mode", "serve", "--kind", "softmax", "--temperature", "0.5")
+    assert told == "serve: softmax at temperature 0.5, epsilon 0.02\n"
+    for actor in up.actors:
+        eventually(lambda actor=actor: explores(actor, data, ModeExploration(0.02, "softmax", 0.5)))
+    explore(up.learner, "--mode", "serve", "--epsilon", "0.1")
+    told = explore(up.learner, "--mode", "serve", "--kind", "greedy")
+    assert told == "serve: greedy, epsilon 0.1\n"
+    for actor in up.actors:
+        eventually(lambda actor=actor: explores(actor, data, ModeExploration(0.1)))
+    explore(up.learner, "--mode", "serve", "--epsilon", "0.02")
 
 
 def test_status_tells_the_truth(up: LocalDeployment, data: Path) -> None:

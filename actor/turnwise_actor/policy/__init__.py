@@ -3,11 +3,14 @@
 from turnwise_actor.policy.domain import Domain
 from turnwise_actor.policy.domain_file import DomainError, Problem
 from turnwise_actor.policy.encoder import Encoder, EncodingError, FieldViolation, RawObservation
-from turnwise_actor.policy.explore import decision_seed, draw, greedy, mix
+from turnwise_actor.policy.explore import decision_seed, draw, greedy, mix, probabilities, softmax
 from turnwise_actor.policy.findings import Finding, check_domain, collision_rate
 from turnwise_actor.policy.network import Network, check_parameters
 from turnwise_actor.policy.policy_file import (
+    EXPLORATION_KINDS,
     Exploration,
+    ExplorationKind,
+    ModeExploration,
     Policy,
     PolicyFileError,
     PolicyVersion,
@@ -27,6 +30,7 @@ from turnwise_actor.policy.sections import (
 from turnwise_actor.policy.spec import NetworkSpec, default_spec
 
 __all__ = [
+    "EXPLORATION_KINDS",
     "ActionSpec",
     "BoolSlot",
     "CategorySlot",
@@ -36,8 +40,10 @@ __all__ = [
     "Encoder",
     "EncodingError",
     "Exploration",
+    "ExplorationKind",
     "FieldViolation",
     "Finding",
+    "ModeExploration",
     "Network",
     "NetworkSpec",
     "NumberSlot",
@@ -59,4 +65,6 @@ __all__ = [
     "greedy",
     "initial_policy",
     "mix",
+    "probabilities",
+    "softmax",
 ]

@@ -1,4 +1,7 @@
-"""From Q-values to an action: pi = (1 - epsilon) directed + epsilon uniform(allowed), drawn from a seed."""
+"""From Q-values to an action: pi = (1 - epsilon) directed + epsilon uniform(allowed), drawn from a seed.
+
+`directed` is greedy or softmax: both have a closed form, so the probability of every choice can be recorded.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from turnwise_actor.policy.policy_file import PolicyVersion
+from turnwise_actor.policy.policy_file import ModeExploration, PolicyVersion
 
 Float32 = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
+
+
+def probabilities(q: npt.NDArray[np.floating[Any]], allowed: Mask, exploration: ModeExploration) -> Float32:
+    """What a mode draws from, <float32>[A]: 0 outside the mask.
+
+    Raises:
+        ValueError: no action is allowed, or the value of an allowed one is not finite.
+    """
+    match exploration.kind:
+        case "greedy":
+            directed = greedy(q, allowed)
+        case "softmax":
+            directed = softmax(q, allowed, exploration.temperature)
+    return mix(directed, allowed, exploration.epsilon) if exploration.epsilon > 0.0 else directed
 
 
 def greedy(q: npt.NDArray[np.floating[Any]], allowed: Mask) -> Float32:
@@ -26,13 +43,28 @@ def greedy(q: npt.NDArray[np.floating[Any]], allowed: Mask) -> Float32:
         ValueError: no action is allowed, or the value of an allowed one is not finite.
     """
     mask = _mask(allowed, len(q))
-    masked = np.where(mask, q, -np.inf)
-    best = masked.max()
-    if not np.isfinite(q[mask]).all():
-        raise ValueError(f"q: got {q[mask]}; wanted finite values for the allowed actions")
-    chosen = masked == best
+    chosen = np.where(mask, q, -np.inf) == _finite(q[mask]).max()
     share = 1.0 / np.count_nonzero(chosen)
     return np.where(chosen, np.float32(share), np.float32(0.0))
+
+
+def softmax(q: npt.NDArray[np.floating[Any]], allowed: Mask, temperature: float) -> Float32:
+    """Probabilities <float32>[A]: proportional to exp(q / temperature) over the allowed actions, 0 elsewhere.
+
+    Above 0 for every allowed action less than 87 temperatures below the best; beyond, float32 has no number.
+
+    Raises:
+        ValueError: as `greedy`, or the temperature is not above 0.
+    """
+    mask = _mask(allowed, len(q))
+    if not 0.0 < temperature < np.inf:
+        raise ValueError(f"temperature: got {temperature!r}; wanted a finite number above 0")
+    values = _finite(q[mask]).astype(np.float64)
+    with np.errstate(over="ignore"):  # a tiny temperature: -inf, whose exponential is 0, as it should be
+        weights = np.exp((values - values.max()) / temperature)
+    result = np.zeros(len(q), np.float32)
+    result[mask] = weights / weights.sum()
+    return result
 
 
 def mix(directed: Float32, allowed: Mask, epsilon: float) -> Float32:
@@ -80,6 +112,12 @@ def decision_seed(key: bytes, dialogue_id: str, index: int, request_id: str, ver
         part = text.encode()
         mac.update(len(part).to_bytes(4, "big") + part)
     return mac.digest()
+
+
+def _finite(values: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[Any]]:
+    if not np.isfinite(values).all():
+        raise ValueError(f"q: got {values}; wanted finite values for the allowed actions")
+    return values
 
 
 def _mask(allowed: Mask, actions: int) -> Mask:

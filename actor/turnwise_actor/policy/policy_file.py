@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+import math
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,9 @@ from turnwise_actor.policy.network import Network, check_parameters
 from turnwise_actor.policy.spec import NetworkSpec, default_spec
 
 Float32 = npt.NDArray[np.float32]
+
+ExplorationKind: TypeAlias = Literal["greedy", "softmax"]
+EXPLORATION_KINDS: tuple[ExplorationKind, ...] = get_args(ExplorationKind)
 
 FORMAT = 1
 _KEY = "turnwise"
@@ -55,27 +59,79 @@ class PolicyVersion:
 
 
 @dataclass(frozen=True)
+class ModeExploration:
+    """How a mode acts: pi = (1 - epsilon) directed + epsilon uniform(allowed). The default never explores."""
+
+    epsilon: float = 0.0
+    """Share of uniform choices, [0, 1]."""
+    kind: ExplorationKind = "greedy"
+    """`directed`: the highest value, ties split evenly; or softmax of the values over `temperature`."""
+    temperature: float = 0.1
+    """Of softmax, above 0, in units of value (rewards are scaled to [-1, 1]): higher is more random."""
+
+    def __post_init__(self) -> None:
+        if not _is_number(self.epsilon) or not 0.0 <= self.epsilon <= 1.0:
+            raise ValueError(f"epsilon: got {self.epsilon!r}; wanted a number from 0 to 1")
+        if self.kind not in EXPLORATION_KINDS:
+            raise ValueError(f"kind: got {self.kind!r}; wanted {' or '.join(EXPLORATION_KINDS)}")
+        if not _is_number(self.temperature) or not 0.0 < self.temperature < math.inf:
+            raise ValueError(f"temperature: got {self.temperature!r}; wanted a finite number above 0")
+
+
+@dataclass(frozen=True)
 class Exploration:
-    """How much each mode explores; chosen by the learner, travels with the weights."""
+    """How each mode explores; chosen by the learner, travels with the weights.
+
+    Flat, and whole by default: files and checkpoints written before a field was there are read as they are.
+    """
 
     teach_epsilon: float = 0.0
     serve_epsilon: float = 0.02
+    teach_kind: ExplorationKind = "greedy"
+    serve_kind: ExplorationKind = "greedy"
+    teach_temperature: float = ModeExploration.temperature
+    serve_temperature: float = ModeExploration.temperature
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value <= 1.0:
-                raise ValueError(f"{name}: got {value!r}; wanted a number from 0 to 1")
+        for mode in ("teach", "serve"):
+            try:
+                self.of(mode)
+            except ValueError as error:
+                raise ValueError(f"{mode}_{error}") from error
 
-    def epsilon(self, mode_name: str) -> float:
-        """Share of uniform choices in a mode: `teach`, `serve`, `shadow` or `evaluate`, in any case."""
+    def of(self, mode_name: str) -> ModeExploration:
+        """What `teach`, `serve`, `shadow` or `evaluate`, in any case, does; the latter two are greedy."""
         match mode_name.lower():
             case "teach":
-                return self.teach_epsilon
+                return ModeExploration(self.teach_epsilon, self.teach_kind, self.teach_temperature)
             case "serve":
-                return self.serve_epsilon
+                return ModeExploration(self.serve_epsilon, self.serve_kind, self.serve_temperature)
             case "shadow" | "evaluate":
-                return 0.0
+                return ModeExploration()
         raise ValueError(f"mode: got {mode_name!r}; wanted teach, serve, shadow or evaluate")
+
+    def changed(
+        self,
+        mode_name: str,
+        epsilon: float | None = None,
+        kind: str | None = None,
+        temperature: float | None = None,
+    ) -> Exploration:
+        """The same with another `teach` or `serve`; None leaves a part of it as it is.
+
+        Raises:
+            ValueError: a value is out of its range, or the mode is one that never explores.
+        """
+        mode = mode_name.lower()
+        if mode not in ("teach", "serve"):
+            raise ValueError(f"mode: got {mode_name!r}; wanted teach or serve; the other modes never explore")
+        given = {"epsilon": epsilon, "kind": kind, "temperature": temperature}
+        changes = {f"{mode}_{name}": value for name, value in given.items() if value is not None}
+        return replace(self, **cast("dict[str, Any]", changes))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True, eq=False)

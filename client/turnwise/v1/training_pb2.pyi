@@ -756,20 +756,38 @@ global___PauseReply = PauseReply
 
 @typing.final
 class SetExplorationRequest(google.protobuf.message.Message):
+    """What is not given stays as it is; one of epsilon, kind and temperature must be given."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     MODE_FIELD_NUMBER: builtins.int
     EPSILON_FIELD_NUMBER: builtins.int
+    KIND_FIELD_NUMBER: builtins.int
+    TEMPERATURE_FIELD_NUMBER: builtins.int
     mode: turnwise.v1.dialogue_pb2.Mode.ValueType
+    """TEACH or SERVE."""
     epsilon: builtins.float
     """Probability of a uniform draw from the allowed actions, [0, 1]."""
+    kind: global___Exploration.Kind.ValueType
+    """What is drawn from otherwise."""
+    temperature: builtins.float
+    """Of SOFTMAX, above 0, finite; kept while another kind is in force."""
     def __init__(
         self,
         *,
         mode: turnwise.v1.dialogue_pb2.Mode.ValueType = ...,
-        epsilon: builtins.float = ...,
+        epsilon: builtins.float | None = ...,
+        kind: global___Exploration.Kind.ValueType | None = ...,
+        temperature: builtins.float | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["epsilon", b"epsilon", "mode", b"mode"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_epsilon", b"_epsilon", "_kind", b"_kind", "_temperature", b"_temperature", "epsilon", b"epsilon", "kind", b"kind", "temperature", b"temperature"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_epsilon", b"_epsilon", "_kind", b"_kind", "_temperature", b"_temperature", "epsilon", b"epsilon", "kind", b"kind", "mode", b"mode", "temperature", b"temperature"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_epsilon", b"_epsilon"]) -> typing.Literal["epsilon"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_kind", b"_kind"]) -> typing.Literal["kind"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_temperature", b"_temperature"]) -> typing.Literal["temperature"] | None: ...
 
 global___SetExplorationRequest = SetExplorationRequest
 
@@ -792,19 +810,55 @@ global___SetExplorationReply = SetExplorationReply
 
 @typing.final
 class Exploration(google.protobuf.message.Message):
+    """A mode draws from (1 - epsilon) * directed + epsilon * uniform(allowed); its kind says what is `directed`."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    class _Kind:
+        ValueType = typing.NewType("ValueType", builtins.int)
+        V: typing_extensions.TypeAlias = ValueType
+
+    class _KindEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[Exploration._Kind.ValueType], builtins.type):
+        DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+        KIND_UNSPECIFIED: Exploration._Kind.ValueType  # 0
+        """From a trainer that knows no kinds: greedy."""
+        GREEDY: Exploration._Kind.ValueType  # 1
+        """The allowed actions of the highest value, evenly."""
+        SOFTMAX: Exploration._Kind.ValueType  # 2
+        """Proportional to exp(value / temperature) over the allowed actions."""
+
+    class Kind(_Kind, metaclass=_KindEnumTypeWrapper): ...
+    KIND_UNSPECIFIED: Exploration.Kind.ValueType  # 0
+    """From a trainer that knows no kinds: greedy."""
+    GREEDY: Exploration.Kind.ValueType  # 1
+    """The allowed actions of the highest value, evenly."""
+    SOFTMAX: Exploration.Kind.ValueType  # 2
+    """Proportional to exp(value / temperature) over the allowed actions."""
 
     TEACH_EPSILON_FIELD_NUMBER: builtins.int
     SERVE_EPSILON_FIELD_NUMBER: builtins.int
+    TEACH_KIND_FIELD_NUMBER: builtins.int
+    SERVE_KIND_FIELD_NUMBER: builtins.int
+    TEACH_TEMPERATURE_FIELD_NUMBER: builtins.int
+    SERVE_TEMPERATURE_FIELD_NUMBER: builtins.int
     teach_epsilon: builtins.float
     serve_epsilon: builtins.float
+    teach_kind: global___Exploration.Kind.ValueType
+    serve_kind: global___Exploration.Kind.ValueType
+    teach_temperature: builtins.float
+    """In units of value; rewards are scaled to [-1, 1]."""
+    serve_temperature: builtins.float
     def __init__(
         self,
         *,
         teach_epsilon: builtins.float = ...,
         serve_epsilon: builtins.float = ...,
+        teach_kind: global___Exploration.Kind.ValueType = ...,
+        serve_kind: global___Exploration.Kind.ValueType = ...,
+        teach_temperature: builtins.float = ...,
+        serve_temperature: builtins.float = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["serve_epsilon", b"serve_epsilon", "teach_epsilon", b"teach_epsilon"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["serve_epsilon", b"serve_epsilon", "serve_kind", b"serve_kind", "serve_temperature", b"serve_temperature", "teach_epsilon", b"teach_epsilon", "teach_kind", b"teach_kind", "teach_temperature", b"teach_temperature"]) -> None: ...
 
 global___Exploration = Exploration
 
@@ -1058,8 +1112,6 @@ global___TrainerReport = TrainerReport
 
 @typing.final
 class TrainerCommand(google.protobuf.message.Message):
-    """After `welcome`, what an operator has ordered before (pause, exploration) comes again as commands with ids."""
-
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     ID_FIELD_NUMBER: builtins.int
@@ -1105,16 +1157,24 @@ class Welcome(google.protobuf.message.Message):
 
     GENERATION_FIELD_NUMBER: builtins.int
     JOURNAL_CURSOR_FIELD_NUMBER: builtins.int
+    PAUSED_FIELD_NUMBER: builtins.int
+    EXPLORATION_FIELD_NUMBER: builtins.int
     generation: builtins.int
     """The generation to publish under, journaled."""
     journal_cursor: builtins.int
+    paused: builtins.bool
+    """What an operator has ordered before: it holds from the first version on. At most one request a mode."""
+    @property
+    def exploration(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___SetExplorationRequest]: ...
     def __init__(
         self,
         *,
         generation: builtins.int = ...,
         journal_cursor: builtins.int = ...,
+        paused: builtins.bool = ...,
+        exploration: collections.abc.Iterable[global___SetExplorationRequest] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["generation", b"generation", "journal_cursor", b"journal_cursor"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["exploration", b"exploration", "generation", b"generation", "journal_cursor", b"journal_cursor", "paused", b"paused"]) -> None: ...
 
 global___Welcome = Welcome
 

@@ -260,7 +260,9 @@ class OperatorServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def SetExploration(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """How a mode explores, from the next policy version on and across restarts; repeating it is harmless.
+        INVALID_ARGUMENT names the field, the value got and what was wanted.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')

@@ -136,6 +136,9 @@ class OperatorStub:
         turnwise.v1.training_pb2.SetExplorationRequest,
         turnwise.v1.training_pb2.SetExplorationReply,
     ]
+    """How a mode explores, from the next policy version on and across restarts; repeating it is harmless.
+    INVALID_ARGUMENT names the field, the value got and what was wanted.
+    """
 
 class OperatorAsyncStub:
     """---------------------------------------------------------------------------------------------
@@ -185,6 +188,9 @@ class OperatorAsyncStub:
         turnwise.v1.training_pb2.SetExplorationRequest,
         turnwise.v1.training_pb2.SetExplorationReply,
     ]
+    """How a mode explores, from the next policy version on and across restarts; repeating it is harmless.
+    INVALID_ARGUMENT names the field, the value got and what was wanted.
+    """
 
 class OperatorServicer(metaclass=abc.ABCMeta):
     """---------------------------------------------------------------------------------------------
@@ -249,7 +255,10 @@ class OperatorServicer(metaclass=abc.ABCMeta):
         self,
         request: turnwise.v1.training_pb2.SetExplorationRequest,
         context: _ServicerContext,
-    ) -> typing.Union[turnwise.v1.training_pb2.SetExplorationReply, collections.abc.Awaitable[turnwise.v1.training_pb2.SetExplorationReply]]: ...
+    ) -> typing.Union[turnwise.v1.training_pb2.SetExplorationReply, collections.abc.Awaitable[turnwise.v1.training_pb2.SetExplorationReply]]:
+        """How a mode explores, from the next policy version on and across restarts; repeating it is harmless.
+        INVALID_ARGUMENT names the field, the value got and what was wanted.
+        """
 
 def add_OperatorServicer_to_server(servicer: OperatorServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
 

@@ -1,6 +1,7 @@
 """Operator service: what the learner is doing, and the calls that change it."""
 
 import asyncio
+import math
 import os
 from collections.abc import Callable
 from typing import Any, cast
@@ -15,13 +16,14 @@ from turnwise_learner.service.actors import Actors
 from turnwise_learner.service.broadcast import Broadcast
 from turnwise_learner.service.errors import Answering, Context, RefusedError, invalid, unavailable
 from turnwise_learner.service.journal import Journal, now_ms
-from turnwise_learner.service.standing_orders import StandingOrders
+from turnwise_learner.service.standing_orders import EXPLORATION_PARTS, StandingOrders, exploration_given
 from turnwise_learner.service.trainer_link import TRAINER_AWAY, TrainerLink
 
 _DEFAULT_INTERVAL_MS, _MIN_INTERVAL_MS = 1000, 50
 _DEFAULT_VERSIONS, _MAX_VERSIONS = 50, 10_000
 _NAMED_VERSIONS = 10
 _MODES = dialogue_pb2.Mode.values()
+_KINDS = training_pb2.Exploration.Kind
 
 
 class OperatorServicer(training_pb2_grpc.OperatorServicer):
@@ -164,8 +166,17 @@ def _check_exploration(request: training_pb2.SetExplorationRequest) -> None:
     if request.mode not in (dialogue_pb2.TEACH, dialogue_pb2.SERVE):
         got = dialogue_pb2.Mode.Name(request.mode) if request.mode in _MODES else request.mode
         raise invalid("mode", got, "TEACH or SERVE; the other modes never explore")
-    if not 0.0 <= request.epsilon <= 1.0:
+    given = exploration_given(request)
+    if not given:
+        parts = ", ".join(EXPLORATION_PARTS)
+        raise invalid(parts, "none of them", "at least one; what is not given stays as it is")
+    if "epsilon" in given and not 0.0 <= request.epsilon <= 1.0:
         raise invalid("epsilon", request.epsilon, "a probability, from 0 to 1")
+    if "kind" in given and request.kind not in (_KINDS.GREEDY, _KINDS.SOFTMAX):
+        named = request.kind in _KINDS.values()
+        raise invalid("kind", _KINDS.Name(request.kind) if named else request.kind, "GREEDY or SOFTMAX")
+    if "temperature" in given and not 0.0 < request.temperature < math.inf:
+        raise invalid("temperature", request.temperature, "a finite number above 0")
 
 
 def _no_checkpoint(version: PolicyVersion, known: list[PolicyVersion]) -> str:

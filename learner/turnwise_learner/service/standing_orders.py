@@ -3,12 +3,18 @@
 import json
 import sqlite3
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from turnwise.v1 import dialogue_pb2, training_pb2
 from turnwise_learner.journal import read_meta
 from turnwise_learner.service.journal import Journal, set_meta
 
+EXPLORATION_PARTS = ("epsilon", "kind", "temperature")
+"""What a SetExplorationRequest may say of a mode."""
+
 _NAME = "standing_orders"
+_MODES = (dialogue_pb2.TEACH, dialogue_pb2.SERVE)
+_KINDS = training_pb2.Exploration.Kind
 
 
 @dataclass(frozen=True)
@@ -16,6 +22,10 @@ class _Orders:
     paused: bool = False
     teach_epsilon: float | None = None
     serve_epsilon: float | None = None
+    teach_kind: str | None = None
+    serve_kind: str | None = None
+    teach_temperature: float | None = None
+    serve_temperature: float | None = None
     """None: the trainer's own."""
 
 
@@ -37,24 +47,27 @@ class StandingOrders:
         await self._keep(replace(self._orders, paused=paused))
 
     async def explore(self, request: training_pb2.SetExplorationRequest) -> None:
-        """Keeps an order on exploration."""
-        if request.mode == dialogue_pb2.TEACH:
-            await self._keep(replace(self._orders, teach_epsilon=request.epsilon))
-        else:
-            await self._keep(replace(self._orders, serve_epsilon=request.epsilon))
+        """Keeps an order on exploration: what it gives, beside what was ordered before."""
+        given = exploration_given(request)
+        if "kind" in given:
+            given["kind"] = _KINDS.Name(request.kind)
+        mode = _prefix(request.mode)
+        await self._keep(replace(self._orders, **{mode + name: value for name, value in given.items()}))
 
-    def commands(self) -> list[training_pb2.TrainerCommand]:
-        """What to tell a trainer that begins; without ids."""
-        commands = [training_pb2.TrainerCommand(pause=True)] if self._orders.paused else []
-        by_mode = (
-            (dialogue_pb2.TEACH, self._orders.teach_epsilon),
-            (dialogue_pb2.SERVE, self._orders.serve_epsilon),
-        )
-        for mode, epsilon in by_mode:
-            if epsilon is not None:
-                request = training_pb2.SetExplorationRequest(mode=mode, epsilon=epsilon)
-                commands.append(training_pb2.TrainerCommand(set_exploration=request))
-        return commands
+    @property
+    def paused(self) -> bool:
+        """Whether nothing is to be learned."""
+        return self._orders.paused
+
+    @property
+    def exploration(self) -> list[training_pb2.SetExplorationRequest]:
+        """What was ordered of each mode."""
+        return [request for mode in _MODES if exploration_given(request := self._request(mode))]
+
+    def _request(self, mode: dialogue_pb2.Mode.ValueType) -> training_pb2.SetExplorationRequest:
+        parts = {name: getattr(self._orders, _prefix(mode) + name) for name in EXPLORATION_PARTS}
+        # None leaves a field unset; an enum is given by its name.
+        return training_pb2.SetExplorationRequest(mode=mode, **parts)
 
     async def _keep(self, orders: _Orders) -> None:
         self._orders = orders
@@ -64,3 +77,12 @@ class StandingOrders:
             set_meta(connection, _NAME, text)
 
         await self._journal.submit(write)
+
+
+def exploration_given(request: training_pb2.SetExplorationRequest) -> dict[str, Any]:
+    """What a request says of its mode; zeros that were given, too."""
+    return {field.name: value for field, value in request.ListFields() if field.name in EXPLORATION_PARTS}
+
+
+def _prefix(mode: dialogue_pb2.Mode.ValueType) -> str:
+    return dialogue_pb2.Mode.Name(mode).lower() + "_"

@@ -138,13 +138,14 @@ class TrainerLink:
         self._end_session()
         session = self._session = _Session(hello.pid)
         cursor = self._journal.last_cursor
-        welcome = training_pb2.Welcome(generation=generation, journal_cursor=cursor)
+        welcome = training_pb2.Welcome(
+            generation=generation,
+            journal_cursor=cursor,
+            paused=self._orders.paused,
+            exploration=self._orders.exploration,
+        )
         session.send(training_pb2.TrainerCommand(welcome=welcome))
         session.cursor = session.told = cursor
-        if hello.cause:
-            for command in self._orders.commands():
-                command.id = next(self._ids)
-                session.send(command)
         log.info("trainer %d attached (%s), generation %d", hello.pid, hello.cause or "again", generation)
         return session
 

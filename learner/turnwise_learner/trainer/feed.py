@@ -29,9 +29,10 @@ class JournalFeed:
 
     def read(self, cursor: int, wait_s: float) -> list[Change]:
         """At most 1,024 changes; empty when none came within `wait_s` seconds."""
-        # Cleared before the look: a wake-up that comes between look and wait ends the wait.
-        self._wake.clear()
         rows = self._reader.read_after(cursor, _ROWS_A_READ)
         if not rows and wait_s > 0 and self._wake.wait(wait_s):
+            # Cleared only here, before another look and the caller's round: no wake-up is lost, be it for the
+            # journal, a command or the end. One that came while the loop was busy costs a round.
+            self._wake.clear()
             rows = self._reader.read_after(cursor, _ROWS_A_READ)
         return self._assembler.assemble(rows)

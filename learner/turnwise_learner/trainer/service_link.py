@@ -39,14 +39,14 @@ class ServiceLink:
         self._published: training_pb2.TrainerMessage | None = None
         self._welcomed = threading.Event()
         self._stopping = threading.Event()
-        self.generation = 0
+        self._welcome = training_pb2.Welcome()
         self.refused = ""
         """Why the service will not have this trainer; empty: it will."""
         self._thread = threading.Thread(target=self._run, name="service-link", daemon=True)
         self._thread.start()
 
-    def wait_for_generation(self, timeout_s: float) -> int:
-        """The generation that the service journaled for this start.
+    def wait_for_welcome(self, timeout_s: float) -> training_pb2.Welcome:
+        """The generation that the service journaled for this start, and what operators have ordered.
 
         Raises:
             TimeoutError: The service did not answer in time.
@@ -58,7 +58,7 @@ class ServiceLink:
             )
         if self.refused:
             raise ConnectionRefusedError(self.refused)
-        return self.generation
+        return self._welcome
 
     def commands(self) -> Iterator[training_pb2.TrainerCommand]:
         """Commands that have arrived; does not wait."""
@@ -108,10 +108,11 @@ class ServiceLink:
     def _take(self, command: training_pb2.TrainerCommand) -> None:
         kind = command.WhichOneof("command")
         if kind == "welcome":
-            self.generation = command.welcome.generation
             self._hello.cause = ""
-            self._hello.generation = self.generation
-            self._welcomed.set()
+            self._hello.generation = command.welcome.generation
+            if not self._welcomed.is_set():
+                self._welcome = command.welcome
+                self._welcomed.set()
         elif kind != "journal_cursor":
             self._commands.put(command)
         self._wake.set()

@@ -75,8 +75,11 @@ class Training:
         self.algorithm.idle_wait_s = config.idle_wait_s
         resumed = self._last_checkpoint is not None or self._reader.last_generation() > 0
         self._link = ServiceLink(config.service, hello(self._reader.journal_id, resumed), wake)
-        generation = self._link.wait_for_generation(_WELCOME_TIMEOUT_S)
-        self._versions = VersionFolder(config.data / "policies", domain.fingerprint, generation)
+        welcome = self._link.wait_for_welcome(_WELCOME_TIMEOUT_S)
+        self.algorithm.paused = welcome.paused
+        for order in welcome.exploration:
+            self._exploration = _changed(self._exploration, order)
+        self._versions = VersionFolder(config.data / "policies", domain.fingerprint, welcome.generation)
         self._published_updates = -1
         self._published_through = -1
         self._published_at = 0.0
@@ -144,13 +147,7 @@ class Training:
         """Loops until stopped, then saves a checkpoint."""
         self._publish("resume" if self._last_checkpoint else "start")
         while not self._stop.is_set():
-            if self._link.refused:
-                raise ConnectionRefusedError(f"the service refuses this trainer: {self._link.refused}")
-            self._run_commands()
-            self.algorithm.advance()
-            self._publish_if_due()
-            self._checkpoint_if_due()
-            self._report_if_due()
+            self.step()
         logger.info("stopping: saving a checkpoint")
         self._publish_if_due(now=True)
         self._save()
@@ -158,6 +155,20 @@ class Training:
         self._link.close()
         self._reader.close()
         self.algorithm.stop()
+
+    def step(self) -> None:
+        """Commands, the journal, some of the updates owed, and what is due of the rest.
+
+        Raises:
+            ConnectionRefusedError: The service wants another trainer.
+        """
+        if self._link.refused:
+            raise ConnectionRefusedError(f"the service refuses this trainer: {self._link.refused}")
+        self._run_commands()
+        self.algorithm.advance()
+        self._publish_if_due()
+        self._checkpoint_if_due()
+        self._report_if_due()
 
     def _publish_if_due(self, now: bool = False) -> None:
         updates, through = self.algorithm.learner.updates, self.algorithm.pacer.learned_through
@@ -228,7 +239,8 @@ class Training:
             self.algorithm.paused = command.pause
             done.paused = command.pause
         elif kind == "set_exploration":
-            self._set_exploration(command.set_exploration)
+            self._exploration = _changed(self._exploration, command.set_exploration)
+            self._publish("")
             done.exploration.CopyFrom(_wire_exploration(self._exploration))
         else:
             raise CommandError(
@@ -245,15 +257,6 @@ class Training:
         self._versions.begin(generation)
         self._publish("rollback")
         self._save()
-
-    def _set_exploration(self, request: training_pb2.SetExplorationRequest) -> None:
-        serve, teach = self._exploration.serve_epsilon, self._exploration.teach_epsilon
-        if request.mode == dialogue_pb2.SERVE:
-            serve = request.epsilon
-        else:
-            teach = request.epsilon
-        self._exploration = Exploration(teach_epsilon=teach, serve_epsilon=serve)
-        self._publish("")
 
     # Reporting
 
@@ -326,9 +329,24 @@ def _wire_version(version: PolicyVersion) -> dialogue_pb2.PolicyVersion:
     return dialogue_pb2.PolicyVersion(generation=version.generation, number=version.number)
 
 
+def _changed(exploration: Exploration, order: training_pb2.SetExplorationRequest) -> Exploration:
+    """With what an order gives; the kinds have the same names on the wire, in capitals."""
+    return exploration.changed(
+        dialogue_pb2.Mode.Name(order.mode),
+        epsilon=order.epsilon if order.HasField("epsilon") else None,
+        kind=training_pb2.Exploration.Kind.Name(order.kind).lower() if order.HasField("kind") else None,
+        temperature=order.temperature if order.HasField("temperature") else None,
+    )
+
+
 def _wire_exploration(exploration: Exploration) -> training_pb2.Exploration:
     return training_pb2.Exploration(
-        teach_epsilon=exploration.teach_epsilon, serve_epsilon=exploration.serve_epsilon
+        teach_epsilon=exploration.teach_epsilon,
+        serve_epsilon=exploration.serve_epsilon,
+        teach_kind=training_pb2.Exploration.Kind.Value(exploration.teach_kind.upper()),
+        serve_kind=training_pb2.Exploration.Kind.Value(exploration.serve_kind.upper()),
+        teach_temperature=exploration.teach_temperature,
+        serve_temperature=exploration.serve_temperature,
     )
 
 

@@ -9,14 +9,17 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from turnwise_actor.policy import (
+    EXPLORATION_KINDS,
     Domain,
     Exploration,
+    ModeExploration,
     NetworkSpec,
     Policy,
     PolicyFileError,
     PolicyVersion,
     initial_policy,
 )
+from turnwise_actor.policy.policy_file import _digest
 
 DOMAIN = Domain.from_mapping(
     {"name": "x", "state": {"slots": {"vip": {"type": "bool"}}}, "actions": [{"id": "a"}, {"id": "b"}]}
@@ -26,7 +29,7 @@ POLICY = dataclasses.replace(
     initial_policy(DOMAIN, SPEC),
     version=PolicyVersion(3, 17),
     learned_through=42,
-    exploration=Exploration(0.1, 0.05),
+    exploration=Exploration(0.1, 0.05, serve_kind="softmax", serve_temperature=0.3),
     updates=1000,
 )
 DATA = POLICY.to_bytes()
@@ -39,10 +42,14 @@ def same(a: Policy, b: Policy) -> bool:
     )
 
 
+def read_about() -> dict[str, Any]:
+    header = json.loads(DATA[8 : 8 + int.from_bytes(DATA[:8], "little")])
+    return dict(json.loads(header["__metadata__"]["turnwise"]))
+
+
 def with_about(**changes: Any) -> bytes:
     """The file with other metadata, its digest left as it was unless changed."""
-    with_header = json.loads(DATA[8 : 8 + int.from_bytes(DATA[:8], "little")])
-    about = {**json.loads(with_header["__metadata__"]["turnwise"]), **changes}
+    about = {**read_about(), **changes}
     return bytes(safetensors.numpy.save(POLICY.parameters, metadata={"turnwise": json.dumps(about)}))
 
 
@@ -163,16 +170,47 @@ def test_what_is_no_version_is_refused(text: str) -> None:
         PolicyVersion.parse(text)
 
 
+def test_a_file_from_before_the_kinds_is_greedy() -> None:
+    about = read_about() | {"exploration": {"teach_epsilon": 0.1, "serve_epsilon": 0.05}}
+    del about["digest"]
+    read = Policy.from_bytes(with_about(**about, digest=_digest(about, POLICY.parameters)))
+    assert read.exploration.of("teach") == ModeExploration(0.1, "greedy")
+    assert read.exploration.of("serve") == ModeExploration(0.05, "greedy")
+
+
 def test_evaluate_and_shadow_never_explore() -> None:
-    exploration = Exploration(0.3, 0.2)
+    exploration = Exploration(0.3, 0.2, "softmax", "softmax", 0.5, 0.4)
+    teach, serve = ModeExploration(0.3, "softmax", 0.5), ModeExploration(0.2, "softmax", 0.4)
     modes = ("teach", "serve", "shadow", "evaluate", "TEACH", "SERVE")
-    assert [exploration.epsilon(mode) for mode in modes] == [0.3, 0.2, 0.0, 0.0, 0.3, 0.2]
-    assert [Exploration().epsilon(mode) for mode in ("teach", "serve")] == [0.0, 0.02]
+    wanted = [teach, serve, ModeExploration(), ModeExploration(), teach, serve]
+    assert [exploration.of(mode) for mode in modes] == wanted
+    assert ModeExploration() == ModeExploration(0.0, "greedy")
+    assert [Exploration().of(mode) for mode in ("teach", "serve")] == [
+        ModeExploration(),
+        ModeExploration(0.02),
+    ]
 
 
-def test_other_modes_and_epsilons_are_refused() -> None:
+def test_a_change_leaves_what_it_does_not_name() -> None:
+    before = Exploration(0.3, 0.2, "softmax", "greedy", 0.5, 0.4)
+    assert before.changed("teach", epsilon=0.0) == dataclasses.replace(before, teach_epsilon=0.0)
+    assert before.changed("SERVE", kind="softmax") == dataclasses.replace(before, serve_kind="softmax")
+    assert before.changed("teach", temperature=2.0) == dataclasses.replace(before, teach_temperature=2.0)
+    assert before.changed("serve") == before
+
+
+def test_explorations_that_make_no_sense_are_refused() -> None:
+    for mode in ("play", "evaluate"):
+        with pytest.raises(ValueError, match=f"mode: got '{mode}'; wanted teach"):
+            Exploration().changed(mode, epsilon=0.5)
     with pytest.raises(ValueError, match="mode: got 'play'"):
-        Exploration().epsilon("play")
+        Exploration().of("play")
     for epsilon in (-0.1, 1.1, float("nan")):
         with pytest.raises(ValueError, match="serve_epsilon: got"):
             Exploration(serve_epsilon=epsilon)
+    for temperature in (0.0, -1.0, float("inf"), float("nan"), True):
+        with pytest.raises(ValueError, match="teach_temperature: got"):
+            Exploration(teach_temperature=temperature)
+    with pytest.raises(ValueError, match="teach_kind: got 'noisy'; wanted greedy or softmax"):
+        Exploration().changed("teach", kind="noisy")
+    assert EXPLORATION_KINDS == ("greedy", "softmax")

@@ -1,4 +1,5 @@
 import asyncio
+import json
 import os
 from typing import Any
 
@@ -7,7 +8,10 @@ import pytest
 
 from turnwise.v1 import dialogue_pb2, status_pb2, training_pb2, training_pb2_grpc
 from turnwise_actor.policy import PolicyVersion
+from turnwise_learner.service.journal import set_meta
 from turnwise_learner.service.server import running
+
+SOFTMAX = training_pb2.Exploration.SOFTMAX
 
 
 async def test_status_tells_the_truth(operator, training, service, attach, make_facts, policy_of, eventually):
@@ -59,7 +63,7 @@ async def test_a_status_is_sent_at_once_and_then_at_the_interval(operator, servi
         ("Rollback", training_pb2.RollbackRequest()),
         ("Pause", training_pb2.PauseRequest()),
         ("Resume", training_pb2.ResumeRequest()),
-        ("SetExploration", training_pb2.SetExplorationRequest(mode=dialogue_pb2.TEACH)),
+        ("SetExploration", training_pb2.SetExplorationRequest(mode=dialogue_pb2.TEACH, epsilon=0.0)),
     ],
 )
 async def test_without_a_trainer_a_call_for_it_is_unavailable_and_says_so(operator, call, request_):
@@ -126,21 +130,26 @@ async def test_a_rollback_to_a_version_without_a_checkpoint_names_those_with_one
 
 
 @pytest.mark.parametrize(
-    ("mode", "epsilon", "field", "wanted"),
+    ("mode", "given", "field", "wanted"),
     [
-        (dialogue_pb2.EVALUATE, 0.1, "mode", "got EVALUATE; wanted TEACH or SERVE"),
-        (dialogue_pb2.MODE_UNSPECIFIED, 0.1, "mode", "got MODE_UNSPECIFIED; wanted TEACH or SERVE"),
-        (77, 0.1, "mode", "got 77; wanted TEACH or SERVE"),
-        (dialogue_pb2.SERVE, 1.5, "epsilon", "got 1.5; wanted a probability"),
-        (dialogue_pb2.SERVE, -0.1, "epsilon", "got -0.1; wanted a probability"),
-        (dialogue_pb2.SERVE, float("nan"), "epsilon", "got nan; wanted a probability"),
+        (dialogue_pb2.EVALUATE, {"epsilon": 0.1}, "mode", "got EVALUATE; wanted TEACH or SERVE"),
+        (dialogue_pb2.MODE_UNSPECIFIED, {"epsilon": 0.1}, "mode", "got MODE_UNSPECIFIED; wanted TEACH"),
+        (77, {"epsilon": 0.1}, "mode", "got 77; wanted TEACH or SERVE"),
+        (dialogue_pb2.SERVE, {"epsilon": 1.5}, "epsilon", "got 1.5; wanted a probability"),
+        (dialogue_pb2.SERVE, {"epsilon": -0.1}, "epsilon", "got -0.1; wanted a probability"),
+        (dialogue_pb2.SERVE, {"epsilon": float("nan")}, "epsilon", "got nan; wanted a probability"),
+        (dialogue_pb2.TEACH, {"kind": 0}, "kind", "got KIND_UNSPECIFIED; wanted GREEDY or SOFTMAX"),
+        (dialogue_pb2.TEACH, {"kind": 9}, "kind", "got 9; wanted GREEDY or SOFTMAX"),
+        (dialogue_pb2.TEACH, {"temperature": 0.0}, "temperature", "got 0.0; wanted a finite number above 0"),
+        (dialogue_pb2.TEACH, {"temperature": float("inf")}, "temperature", "got inf; wanted a finite"),
+        (dialogue_pb2.TEACH, {}, "epsilon, kind, temperature", "got none of them; wanted at least one"),
     ],
 )
 async def test_a_wrong_exploration_is_refused_with_field_value_and_range(
-    operator, mode, epsilon, field, wanted
+    operator, mode, given, field, wanted
 ):
     with pytest.raises(grpc.aio.AioRpcError, match=wanted) as caught:
-        await operator.SetExploration(training_pb2.SetExplorationRequest(mode=mode, epsilon=epsilon))
+        await operator.SetExploration(training_pb2.SetExplorationRequest(mode=mode, **given))
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     metadata: Any = caught.value.trailing_metadata()
     details = dict(metadata)["grpc-status-details-bin"]
@@ -189,8 +198,27 @@ async def test_pause_and_exploration_are_told_to_every_trainer_that_begins_later
             )
             request = training_pb2.SetExplorationRequest(mode=dialogue_pb2.TEACH, epsilon=0.5)
             assert (await operator.SetExploration(request)).exploration.teach_epsilon == 0.5
-            await asked
+            assert (await asked).set_exploration == request
+            for later in (
+                training_pb2.SetExplorationRequest(mode=dialogue_pb2.TEACH, kind=SOFTMAX, temperature=0.3),
+                training_pb2.SetExplorationRequest(mode=dialogue_pb2.TEACH, epsilon=0.0),
+            ):
+                asked = asyncio.create_task(trainer.answer())
+                await operator.SetExploration(later)
+                assert (await asked).set_exploration == later
     async with running(config) as service, attach(service, "resume") as trainer:
-        assert (await trainer.answer(paused=True)).pause
-        order = (await trainer.answer()).set_exploration
-        assert (order.mode, order.epsilon) == (dialogue_pb2.TEACH, 0.5)
+        assert trainer.welcome.paused
+        (order,) = trainer.welcome.exploration
+        assert order == training_pb2.SetExplorationRequest(
+            mode=dialogue_pb2.TEACH, epsilon=0.0, kind=SOFTMAX, temperature=0.3
+        )
+
+
+async def test_orders_from_before_the_kinds_are_read(config, attach):
+    kept = {"paused": False, "teach_epsilon": None, "serve_epsilon": 0.25}
+    async with running(config) as service:
+        await service.journal.submit(lambda c: set_meta(c, "standing_orders", json.dumps(kept)))
+    async with running(config) as service, attach(service, "resume") as trainer:
+        assert not trainer.welcome.paused
+        (order,) = trainer.welcome.exploration
+        assert order == training_pb2.SetExplorationRequest(mode=dialogue_pb2.SERVE, epsilon=0.25)

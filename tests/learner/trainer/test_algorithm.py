@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from tests.learner.trainer.facts import Journal, make_domain
-from turnwise_actor.policy import PolicyVersion
-from turnwise_learner.trainer.algorithm import TurnwiseDQN, TurnwiseDQNConfig
+from turnwise_actor.policy import Exploration, ModeExploration, PolicyVersion
+from turnwise_learner.trainer.algorithm import EXPLORATION, TurnwiseDQN, TurnwiseDQNConfig
 from turnwise_learner.trainer.assembler import Assembler
 from turnwise_learner.trainer.checkpoints import CheckpointFolder
 from turnwise_learner.trainer.turns import Change
@@ -152,6 +152,17 @@ def test_a_restored_algorithm_goes_on_bit_for_bit(tmp_path: Path) -> None:
     assert same(parameters(one), parameters(other))
     for decision in (f"t{i}" for i in range(40)):
         assert one.replay.priority(decision) == other.replay.priority(decision)
+
+
+def test_exploration_is_kept_and_one_from_before_the_kinds_is_greedy() -> None:
+    one, other = (build(Journal(make_domain())) for _ in range(2))
+    one.exploration = Exploration(0.3, 0.1, teach_kind="softmax", teach_temperature=0.7)
+    other.set_state(one.get_state())
+    assert other.exploration == one.exploration
+    before = {"teach_epsilon": 0.3, "serve_epsilon": 0.1}
+    other.set_state({**one.get_state(), EXPLORATION: before})
+    assert other.exploration == Exploration(0.3, 0.1)
+    assert other.exploration.of("teach") == ModeExploration(0.3, "greedy")
 
 
 def test_float16_observations_are_a_domains_choice_and_survive_a_restart(tmp_path: Path) -> None:

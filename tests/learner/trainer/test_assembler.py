@@ -38,6 +38,16 @@ def test_lessons_are_counted_when_they_change_something() -> None:
     assert [change.lesson for change in changes] == [False, True, False, False, False, True]
 
 
+def test_a_turn_rated_and_corrected_is_two_lessons_in_either_order() -> None:
+    journal = Journal(make_domain())
+    for name, kinds in (("a", ("reward", "correction")), ("b", ("correction", "reward"))):
+        journal.decided(name, dialogue_id=name)
+        for kind in kinds:
+            journal.feedback(name, dialogue_id=name, **{kind: -1 if kind == "reward" else "ask"})
+    _, changes = assemble(journal)
+    assert [change.lesson for change in changes] == 2 * [False, True, True]
+
+
 def test_turns_and_rated_turns_are_counted_and_taken_back() -> None:
     journal = Journal(make_domain())
     journal.decided("a")

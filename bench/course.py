@@ -90,6 +90,11 @@ class Course:
         """The first of `STREAK` lessons in a row, counted from 1, with accuracy at or above the threshold."""
         return first_of_streak(self.scores, needed(threshold, len(self.task.phrases)))
 
+    @property
+    def wrong_answers(self) -> int:
+        """Turns that were answered wrong while it was taught."""
+        return sum(action != self.task.answers[phrase] for phrase, action in self.tried)
+
     def first_tries(self) -> Ints:
         """[P, A] the order in which the pupil first tried each action; the never tried follow as in ties."""
         tries: list[list[int]] = [[] for _ in self.task.phrases]

@@ -60,6 +60,8 @@ class Outcome:
     reached: int | None
     scores: list[float]
     """Accuracy after each lesson."""
+    wrong_answers: int = 0
+    """Of all turns given; who teaches has to sit through them."""
     seconds: float = 0.0
     lags: Lags = field(default_factory=Lags)
     limit_unrelated: int = 0
@@ -183,7 +185,7 @@ async def outcome_of(kind: Kind, course: Course) -> Outcome:
     """The course beside that of the best possible pupil, who has the same luck."""
     task = course.task
     accuracy = [score / len(task.phrases) for score in course.scores]
-    outcome = Outcome(kind, task.seed, 0, course.reached(kind.threshold), accuracy)
+    outcome = Outcome(kind, task.seed, 0, course.reached(kind.threshold), accuracy, course.wrong_answers)
     if kind.lessons:
         return outcome
     tasks = [task] if task.meanings is None else [task.by_meaning(), task]
@@ -237,6 +239,7 @@ def _figures(kind: Kind, seeds: Sequence[Outcome]) -> dict[str, Any]:
         "ratios": ratios,
         "seeds_reaching": sum(not s.missed for s in seeds) / len(seeds),
         "lessons": spread([MISS * s.limit if s.reached is None else s.reached for s in seeds]),
+        "wrong_answers": spread([s.wrong_answers for s in seeds]),
         "limit": spread([s.limit for s in seeds]),
     }
     if seeds[0].limit_unrelated:
@@ -271,6 +274,10 @@ def _add_stock(report: Report, stock: Sequence[Outcome], ours: Sequence[Outcome]
         "ratio_interval_95": median_interval(ratios),
         "seeds_reaching": sum(s.reached is not None for s in stock) / len(stock),
         "lessons": spread(lessons),
+        "wrong_answers": spread([s.wrong_answers for s in stock]),
+        "wrong_answers_vs_ours": statistics.median(
+            s.wrong_answers / mine[s.seed].wrong_answers for s in stock
+        ),
         "seconds_a_seed": statistics.median(s.seconds for s in stock),
     }
     report.ratios[STOCK.key], report.goals[STOCK.key] = statistics.median(ratios), STOCK.goal

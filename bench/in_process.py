@@ -22,8 +22,13 @@ class InProcess:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+        if self._pool is None:
+            return
+        if error is not None:
+            # Ctrl-C, or a course that failed: nobody waits for the courses under way.
+            for worker in multiprocessing.active_children():
+                worker.terminate()
+        self._pool.shutdown(cancel_futures=True)
 
     async def offline_course(self, task: Task, manner: Manner, threshold: float, most: int) -> Course:
         """The trainer's classes alone, without service and actor."""

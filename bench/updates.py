@@ -330,7 +330,8 @@ def loss_difference(ours: TurnwiseDQN, reference: Reference) -> float:
     """
     rows, columns = ours.replay.sample(256)
     batch = {name: torch.from_numpy(np.ascontiguousarray(column)) for name, column in columns.items()}
-    loss, error, _ = ours.learner._losses(batch, ours.module.compute_q_values(batch)["qf_preds"])
+    q = ours.module.compute_q_values(batch)["qf_preds"]
+    (loss, _), (_, error) = ours.learner._losses(batch, q), ours.learner._slopes(batch, q)
     plain = {name: torch.from_numpy(column[rows]) for name, column in reference.columns.items()}
     plain_loss, plain_error = reference.losses(plain, torch.from_numpy(columns["weights"]))
     apart = abs(loss.item() / plain_loss.item() - 1)

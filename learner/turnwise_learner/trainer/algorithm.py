@@ -224,6 +224,7 @@ class TurnwiseDQN(DQN):
         self.metrics.aggregate([self.env_runner.get_metrics()], key=ENV_RUNNER_RESULTS)
         if self.learner.updates > self._reported_updates:
             self._reported_updates = self.learner.updates
+            self.learner.log_losses()
             self.metrics.aggregate([self.learner.metrics.reduce()], key=LEARNER_RESULTS)
 
     def _take_in_and_learn(self) -> None:

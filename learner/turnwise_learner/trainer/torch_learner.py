@@ -84,7 +84,7 @@ class TurnwiseTorchLearner(DQNTorchLearner):
         self.updates = 0
         self.skipped_batches = 0
         self._target_updated_at = 0
-        self._last_terms: dict[str, Tensor] = {}
+        self._last_batch: dict[str, Tensor] = {}
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         """Fused Adam; the stock one ignores `adam_epsilon`."""
@@ -96,8 +96,13 @@ class TurnwiseTorchLearner(DQNTorchLearner):
 
     @property
     def last_losses(self) -> dict[str, float]:
-        """Terms of the newest update's loss; empty before the first."""
-        return {name: float(term.mean()) for name, term in self._last_terms.items()}
+        """Terms of the loss on the newest batch, as the network is now; empty before the first update."""
+        if not self._last_batch:
+            return {}
+        with torch.no_grad():
+            q = self.module[DEFAULT_MODULE_ID].unwrapped().compute_q_values(self._last_batch)[QF_PREDS]
+            _, terms = self._losses(self._last_batch, q)
+        return {name: float(term.mean()) for name, term in terms.items()}
 
     def update_many(
         self, batches: Iterable[tuple[np.ndarray, dict[str, np.ndarray]]]
@@ -119,13 +124,16 @@ class TurnwiseTorchLearner(DQNTorchLearner):
             self.metrics.log_value(
                 (DEFAULT_MODULE_ID, NUM_MODULE_STEPS_TRAINED_LIFETIME), steps, reduce="lifetime_sum"
             )
-            self.metrics.log_dict(self.last_losses, key=DEFAULT_MODULE_ID, window=1)
+
+    def log_losses(self) -> None:
+        """Tells RLlib's metrics the terms of the loss, for those who read its results."""
+        self.metrics.log_dict(self.last_losses, key=DEFAULT_MODULE_ID, window=1)
 
     def _gradient_step(self, batch: dict[str, Tensor]) -> np.ndarray:
         if self._device.type != "cpu":
             batch = {name: column.to(self._device, non_blocking=True) for name, column in batch.items()}
         q = self.module[DEFAULT_MODULE_ID].unwrapped().compute_q_values(batch)[QF_PREDS]
-        slopes, error, terms = self._slopes(batch, q.detach())
+        slopes, error = self._slopes(batch, q.detach())
         (optimizer,) = self._named_optimizers.values()
         parameters = optimizer.param_groups[0]["params"]
         for parameter in parameters:
@@ -138,7 +146,7 @@ class TurnwiseTorchLearner(DQNTorchLearner):
         self._weights_seq_no += 1
         self.updates += 1
         self._move_target()
-        self._last_terms = terms
+        self._last_batch = batch
         return error.cpu().numpy()
 
     def _clip(self, gradients: list[Tensor]) -> bool:
@@ -155,67 +163,87 @@ class TurnwiseTorchLearner(DQNTorchLearner):
     def compute_loss_for_module(
         self, *, module_id: str, config: Any, batch: dict[str, Tensor], fwd_out: dict[str, Tensor]
     ) -> Tensor:
-        _, error, terms = losses = self._losses(batch, fwd_out[QF_PREDS])
-        self.metrics.log_value((module_id, TD_ERROR_KEY), error, reduce="item_series")
+        loss, terms = self._losses(batch, fwd_out[QF_PREDS])
+        self.metrics.log_value((module_id, TD_ERROR_KEY), terms["td_error_mean"], reduce="item_series")
         means = {name: term.mean() for name, term in terms.items()}
         self.metrics.log_dict(means, key=module_id, window=1)
-        return losses[0]
+        return loss
 
-    def _losses(self, batch: dict[str, Tensor], q: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """The loss, for whoever wants to differentiate it; |error| <float32>[B]; its terms row by row."""
-        slopes, error, terms = self._slopes(batch, q.detach())
-        linear = (q * slopes).sum()
-        return terms["total_loss"].mean() + (linear - linear.detach()), error, terms
-
-    @torch.no_grad()
-    def _slopes(self, batch: dict[str, Tensor], q: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """dL/dQ <float32>[B, A], |error| <float32>[B], and the loss's terms row by row, whose means count.
-
-        Each term stands next to its derivative: with autograd, the many small operations on [B, A] would
-        cost as much as the network itself at B = 32.
-        """
-        config = self.config
-        taken, allowed, corrected = batch[Columns.ACTIONS].unsqueeze(1), batch[ALLOWED], batch[CORRECTED]
+    def _losses(self, batch: dict[str, Tensor], q: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss as the formulas have it, and its terms row by row, whose means are reported."""
+        config, corrected = self.config, batch[CORRECTED]
         boot = self._bootstrap(batch)
-        td = (q.gather(1, taken).squeeze(1) - (batch[Columns.REWARDS] + boot)) * batch[HAS_RETURN]
+        td, free, untried, future = self._errors(batch, q, boot)
         if config.td_error_loss_fn == "huber":
             l_td = batch[WEIGHTS] * huber_loss(td, torch.zeros_like(td), reduction="none")
-            slope_td = batch[WEIGHTS] * td.clamp(-1, 1)
         else:
-            l_td, slope_td = batch[WEIGHTS] * td.square(), batch[WEIGHTS] * (2 * td)
+            l_td = batch[WEIGHTS] * td.square()
+        share = 1 / free.sum(1).clamp(min=1)
+        apart = (td.unsqueeze(1) - untried) * free
+        l_anchor = config.anchor_weight * share * (untried * free).square().sum(1)
+        l_contrast = config.contrast_weight * share * batch[TOLD] * apart.square().sum(1)
+        l_x = (self._correction_gaps(q, future) * batch[CORRECTION_OPEN]).square().sum(1)
+        able = batch[ALLOWED] | corrected
+        rival = (q + config.margin * ~corrected).masked_fill(~able, -torch.inf).amax(1)
+        best = q.masked_fill(~corrected, -torch.inf).amax(1)
+        margin = torch.where(corrected.any(1), rival - best, 0.0)
+        terms = {
+            "td_loss": l_td,
+            "anchor_loss": l_anchor,
+            "contrast_loss": l_contrast,
+            "correction_loss": l_x,
+            "margin_loss": margin,
+            "total_loss": l_td + l_anchor + l_contrast + config.correction_weight * (l_x + margin),
+            "td_error_mean": td.abs(),
+        }
+        return terms["total_loss"].mean(), {name: term.detach() for name, term in terms.items()}
 
-        free = (allowed & ~corrected).scatter_(1, taken, False).float()
-        share = 1 / free.sum(1).clamp_(min=1)
-        future = batch[JUDGED] * (batch[REST] + boot)
-        pull = (q - (future + config.untried_value).unsqueeze(1)) * free
-        strength = config.anchor_weight * share
-        l_anchor = strength * pull.square().sum(1)
-        slopes = pull * (2 * strength).unsqueeze(1)
-        total, error = l_td + l_anchor, td.abs()
-        terms = {"td_loss": l_td, "anchor_loss": l_anchor}
+    @torch.no_grad()
+    def _slopes(self, batch: dict[str, Tensor], q: Tensor) -> tuple[Tensor, Tensor]:
+        """The derivative of `_losses` with respect to `q`, <float32>[B, A], and |error| <float32>[B].
+
+        Written out because autograd's many small operations on [B, A], and the values of the terms, would
+        cost as much as the network itself at B = 32.
+        """
+        config, corrected = self.config, batch[CORRECTED]
+        taken = batch[Columns.ACTIONS].unsqueeze(1)
+        td, free, untried, future = self._errors(batch, q, self._bootstrap(batch))
+        error = td.abs()
+        slope_td = batch[WEIGHTS] * (td.clamp(-1, 1) if config.td_error_loss_fn == "huber" else 2 * td)
+        share = 2 / free.sum(1).clamp_(min=1)
+        free = free.mul_(share.unsqueeze(1))
+        slopes = (untried * free).mul_(config.anchor_weight)
         if config.contrast_weight:
-            apart = td.unsqueeze(1) * free - pull
-            strength = config.contrast_weight * share * batch[TOLD]
-            l_contrast = strength * apart.square().sum(1)
-            slopes -= apart * (2 * strength).unsqueeze(1)
-            slope_td += 2 * strength * apart.sum(1)
-            total = total + l_contrast
-            terms["contrast_loss"] = l_contrast
+            apart = (td.unsqueeze(1) - untried).mul_(free)
+            apart *= (config.contrast_weight * batch[TOLD]).unsqueeze(1)
+            slopes -= apart
+            slope_td = slope_td + apart.sum(1)
         slopes.scatter_add_(1, taken, slope_td.unsqueeze(1))
         if corrected.any():
-            gap_x = (q - (future + config.correction_value).unsqueeze(1)) * batch[CORRECTION_OPEN]
-            raised = (q + config.margin * ~corrected).masked_fill_(~(allowed | corrected), -torch.inf)
+            gap_x = self._correction_gaps(q, future) * batch[CORRECTION_OPEN]
+            raised = (q + config.margin * ~corrected).masked_fill_(~(batch[ALLOWED] | corrected), -torch.inf)
             right = q.masked_fill(~corrected, -torch.inf)
             rival, best = raised.amax(1, keepdim=True), right.amax(1, keepdim=True)
             has_x = corrected.any(1, keepdim=True)
-            margin = torch.where(has_x, rival - best, 0.0).squeeze(1)
             slope_margin = (_shares(raised == rival) - _shares(right == best)) * has_x
             slopes += config.correction_weight * (2 * gap_x + slope_margin)
-            l_x = gap_x.square().sum(1)
-            total = total + config.correction_weight * (l_x + margin)
+            margin = torch.where(has_x, rival - best, 0.0).squeeze(1)
             error = torch.maximum(error, torch.maximum(margin, gap_x.abs().amax(1)))
-            terms |= {"correction_loss": l_x, "margin_loss": margin}
-        return slopes.div_(len(q)), error, terms | {"total_loss": total, "td_error_mean": error}
+        return slopes.div_(len(q)), error
+
+    def _errors(
+        self, batch: dict[str, Tensor], q: Tensor, boot: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """e_i <float32>[B]; which actions u_i is of, 1 or 0, and u_i, both <float32>[B, A]; future_i."""
+        taken = batch[Columns.ACTIONS].unsqueeze(1)
+        td = (q.gather(1, taken).squeeze(1) - (batch[Columns.REWARDS] + boot)) * batch[HAS_RETURN]
+        free = (batch[ALLOWED] & ~batch[CORRECTED]).scatter_(1, taken, False).float()
+        future = batch[JUDGED] * (batch[REST] + boot)
+        return td, free, q - (future + self.config.untried_value).unsqueeze(1), future
+
+    def _correction_gaps(self, q: Tensor, future: Tensor) -> Tensor:
+        """How far every action lies above what a correction stands for, <float32>[B, A]."""
+        return q - (future + self.config.correction_value).unsqueeze(1)
 
     def _bootstrap(self, batch: dict[str, Tensor]) -> Tensor:
         """Discounted double-Q value of the next state, <float32>[B]; no gradient."""

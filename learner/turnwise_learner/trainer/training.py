@@ -270,7 +270,7 @@ class Training:
 
     def _status(self) -> training_pb2.TrainerReport:
         algorithm, counters = self.algorithm, self.algorithm.env_runner.counters
-        updates = algorithm.learner.updates
+        updates, losses = algorithm.learner.updates, algorithm.learner.last_losses
         report = training_pb2.TrainerReport(
             journal_cursor=algorithm.env_runner.cursor,
             learned_through=algorithm.pacer.learned_through,
@@ -285,8 +285,8 @@ class Training:
             replay_capacity=algorithm.replay.config.capacity_turns,
             evicted_rows=algorithm.replay.evicted,
             paused=algorithm.paused,
-            loss=algorithm.learner.last_losses.get("total_loss", 0.0),
-            mean_abs_td_error=algorithm.learner.last_losses.get("td_error_mean", 0.0),
+            loss=losses.get("total_loss", 0.0),
+            mean_abs_td_error=losses.get("td_error_mean", 0.0),
             skipped_batches=algorithm.learner.skipped_batches,
             exploration=_wire_exploration(self._exploration),
             counters={k: count for k, count in counters.items() if count > 0 and k not in _NAMED_COUNTERS},

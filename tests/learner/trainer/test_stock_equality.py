@@ -158,3 +158,5 @@ def test_the_loss_and_its_gradient_are_those_of_stock_dqn_to_the_bit(loss: str) 
         found[name].backward()
     assert found["ours"].item() == found["stock"].item() > 0
     assert torch.equal(q["ours"].grad, q["stock"].grad)
+    slopes, _ = ours._slopes({key: torch.from_numpy(c) for key, c in as_ours(columns).items()}, q["ours"])
+    assert torch.equal(slopes, q["stock"].grad)

@@ -19,6 +19,9 @@ from turnwise_actor.access.server_access import AccessError, check_pair, read_ca
 Metadata = tuple[tuple[str, str], ...]
 Options = Sequence[tuple[str, int]]
 
+LOCAL_TOKEN = Path("keys", "local-token")
+"""Where a data folder has the token of its learner's local door."""
+
 logger = logging.getLogger(__name__)
 
 

@@ -28,6 +28,8 @@ from typing import Any
 
 from turnwise_actor.access.files import stamp, write_secret
 
+CREDENTIALS = Path("keys", "credentials.json")
+"""Where a data folder has its credential file."""
 ROLES = ("frontend", "teacher", "actor", "operator")
 DEFAULT_RATE = 2000.0
 """Requests a second of one name at one actor."""

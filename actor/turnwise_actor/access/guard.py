@@ -59,9 +59,11 @@ class Callers(Protocol):
 
     def find(self, context: Context) -> Principal | None:
         """Who calls; None: nobody known."""
+        ...
 
     def still_holds(self, principal: Principal) -> bool:
         """Whether one found earlier may go on."""
+        ...
 
 
 def callers_of(access: ServerAccess) -> Callers | None:

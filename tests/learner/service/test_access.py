@@ -51,7 +51,7 @@ async def guarded(config: ServiceConfig, authority: Authority, credentials: Path
 
 
 async def call(address: str, access: ClientAccess, service: str, method: str, request: Any) -> str:
-    """The first reply's type, or the code and message of the refusal."""
+    """The first reply's type, or the code and message of the refusal. A stream of requests sends none."""
     link = Link(address, access, [("grpc.use_local_subchannel_pool", 1)])
     stub = getattr(training_pb2_grpc, f"{service}Stub")(link.channel())
     try:
@@ -99,7 +99,7 @@ async def test_only_actors_bring_facts_and_get_policies(
 ) -> None:
     access = authority.client(token_file=tmp_path / role)
     watch = training_pb2.WatchPolicyRequest()
-    for method, request in (("WatchPolicy", watch), ("AppendFacts", iter([training_pb2.FactBatch()]))):
+    for method, request in (("WatchPolicy", watch), ("AppendFacts", None)):
         told = await call(guarded.address, access, "Training", method, request)
         assert told.startswith("PERMISSION_DENIED"), told
         assert "is for actor" in told
@@ -130,9 +130,8 @@ async def test_a_revoked_actors_stream_ends_and_its_facts_stay_out(
     with pytest.raises(grpc.aio.AioRpcError) as ended:
         await asyncio.wait_for(stream.read(), 10)
     assert ended.value.code() is grpc.StatusCode.UNAUTHENTICATED
-    batch = training_pb2.FactBatch(sequence=1, facts=make_facts("b", 1))
     access = authority.client(token_file=tmp_path / "actor")
-    again = await call(guarded.address, access, "Training", "AppendFacts", iter([batch]))
+    again = await call(guarded.address, access, "Training", "AppendFacts", None)
     assert again.startswith("UNAUTHENTICATED")
     assert guarded.journal.last_cursor == 2
     await link.close()
@@ -155,7 +154,7 @@ async def test_the_trainers_service_is_not_at_the_address_of_the_others(
     service: Service, config: ServiceConfig
 ) -> None:
     access = ClientAccess(token_file=config.data / LOCAL_TOKEN)
-    told = await call(service.address, access, "Trainer", "Attach", iter([training_pb2.TrainerMessage()]))
+    told = await call(service.address, access, "Trainer", "Attach", None)
     assert told.startswith("UNIMPLEMENTED")
 
 

@@ -23,9 +23,10 @@ import turnwise
 from tests.authority import Authority
 from turnwise.v1 import dialogue_pb2 as pb
 from turnwise.v1 import training_pb2
+from turnwise.v1.training_pb2_grpc import add_TrainingServicer_to_server
 from turnwise_actor.access import credentials as credential_file
 from turnwise_actor.access.client_access import ClientAccess, Link
-from turnwise_actor.access.guard import roles_for
+from turnwise_actor.access.guard import Guard, callers_of, roles_for
 from turnwise_actor.access.server_access import AccessError, ServerAccess
 from turnwise_actor.server import ActorServer
 
@@ -418,6 +419,35 @@ def test_a_token_never_travels_in_plain_text_to_another_machine(tmp_path: Path) 
     with pytest.raises(AccessError, match=r"unencrypted; wanted TLS"):
         bearer.check("learner.example.org:50050")
     replace(bearer, tls=True).check("learner.example.org:50050")
+
+
+async def test_an_actor_that_the_learner_refuses_says_so_and_goes_on_once_it_is_let_in(
+    new_actor: ActorFactory,
+    authority: Authority,
+    credentials: Path,
+    tmp_path: Path,
+    learner: LearnerEnd,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    callers = callers_of(ServerAccess(credentials=credentials))
+    assert callers is not None
+    server = grpc.aio.server(interceptors=(Guard(callers),))
+    add_TrainingServicer_to_server(learner, server)
+    port = authority.server(mutual=True).bind(server, "127.0.0.1:0")
+    await server.start()
+    token = tmp_path / "mine"
+    shutil.copy(tmp_path / "web", token)
+    access = authority.client("actor-1", token_file=token)
+    actor, bot = await new_actor(learner_address=f"127.0.0.1:{port}", learner_access=access)
+    turn = await bot.act((await bot.start("d1")).token)
+    await eventually(lambda: "the learner refuses this actor: /turnwise.v1.Training/App" in caplog.text)
+    assert (await bot.feedback(turn, reward=1.0)).settled == pb.Receipt.SPOOLED
+    assert not learner.facts
+    shutil.copy(tmp_path / "act", token)
+    await eventually(lambda: len(learner.facts) == 3)
+    assert caplog.text.count("the learner refuses this actor") == 1
+    assert await actor.stop()
+    await server.stop(0)
 
 
 async def test_a_link_takes_up_renewed_certificates(

@@ -10,6 +10,7 @@ import asyncio
 import hmac
 import inspect
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -216,7 +217,7 @@ class _Certified:
         return next((_holder(each) for each in pem), None)
 
     def still_holds(self, principal: Principal) -> bool:
-        return True
+        return time.time() < principal.expires
 
 
 class Local:
@@ -236,10 +237,12 @@ class Local:
 
 @lru_cache(maxsize=1024)
 def _holder(pem: bytes) -> Principal:
-    subject = x509.load_pem_x509_certificate(pem).subject
+    certificate = x509.load_pem_x509_certificate(pem)
+    subject, expires = certificate.subject, certificate.not_valid_after_utc.timestamp()
     names = [str(each.value) for each in subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
     units = {str(each.value) for each in subject.get_attributes_for_oid(NameOID.ORGANIZATIONAL_UNIT_NAME)}
-    return Principal(names[0] if names else "a certificate without a name", frozenset(units & set(ROLES)))
+    name = names[0] if names else "a certificate without a name"
+    return Principal(name, frozenset(units & set(ROLES)), expires=expires)
 
 
 def _certified_names(context: Context) -> list[str]:

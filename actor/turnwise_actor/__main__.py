@@ -16,6 +16,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from turnwise_actor.access import server_access
+from turnwise_actor.access.client_access import ClientAccess
+from turnwise_actor.access.credentials import CredentialFileError
+from turnwise_actor.access.server_access import AccessError
 from turnwise_actor.config import ActorConfig
 from turnwise_actor.policy import DomainError, PolicyFileError
 from turnwise_actor.server import ActorServer, ListenError
@@ -40,11 +44,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     try:
         actor = ActorServer(config)
-    except (DomainError, KeyFileError, PolicyFileError, UnfitPolicyError, OSError) as error:
+    except (
+        *(DomainError, KeyFileError, PolicyFileError, UnfitPolicyError),
+        *(AccessError, CredentialFileError, OSError),
+    ) as error:
         logger.critical("%s", error)
         return os.EX_CONFIG
     try:
         return _run(actor)
+    except AccessError as error:
+        logger.critical("%s", error)
+        return os.EX_CONFIG
     except ListenError as error:
         logger.critical("%s", error)
         return os.EX_UNAVAILABLE
@@ -61,6 +71,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--policy", type=Path, metavar="PATH", help="a policy file, or a folder whose newest is served")
     add("--address-file", type=Path, metavar="FILE", help="written with host:port once it listens")
     add("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+    server_access.add_options(parser)
+    add = parser.add_argument_group("how it connects to the learner").add_argument
+    add("--learner-ca", type=Path, metavar="FILE", help="TLS: the CA of the learner's certificate, PEM")
+    add("--learner-cert", type=Path, metavar="FILE", help="mutual TLS: this actor's own certificate, PEM")
+    add("--learner-key", type=Path, metavar="FILE", help="its private key, PEM")
+    add("--learner-credentials", type=Path, metavar="FILE", help="holds this actor's bearer token")
     return parser
 
 
@@ -73,6 +89,13 @@ def _config(options: argparse.Namespace) -> ActorConfig:
         spool_folder=options.spool,
         policy_path=options.policy,
         address_file=options.address_file,
+        access=server_access.from_options(options),
+        learner_access=ClientAccess(
+            ca=options.learner_ca,
+            certificate=options.learner_cert,
+            key=options.learner_key,
+            token_file=options.learner_credentials,
+        ),
     )
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from turnwise_actor.access.client_access import ClientAccess
+from turnwise_actor.access.server_access import ServerAccess
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,11 @@ class TokenConfig:
     """Their size together. Raise it and every request and reply grows while the learner is away."""
     max_token_bytes: int = 65_536
     """Longer tokens are refused unread."""
+    max_branches: int = 64
+    """Different continuations of one decision at this actor: somebody who goes back and tries another way
+    makes one each time. Raise it and a token that fell into wrong hands can be used for more."""
+    max_branched: int = 50_000
+    """Decisions whose continuations are remembered (about 10 MB), the ones used last."""
 
 
 @dataclass(frozen=True)
@@ -103,10 +111,16 @@ class ActorConfig:
     uplink: UplinkConfig = UplinkConfig()
     spool: SpoolConfig = SpoolConfig()
     stream: StreamConfig = StreamConfig()
+    access: ServerAccess = field(default_factory=ServerAccess)
+    """Who may connect, over what."""
+    learner_access: ClientAccess = field(default_factory=ClientAccess)
+    """What this actor brings to the learner."""
 
     def __post_init__(self) -> None:
         _check_address("listen_address", self.listen_address, smallest_port=0)
         _check_address("learner_address", self.learner_address, smallest_port=1)
+        self.access.check(self.listen_address)
+        self.learner_access.check(self.learner_address)
 
 
 def _check_address(name: str, address: str, smallest_port: int) -> None:

@@ -7,9 +7,17 @@ from dataclasses import dataclass
 
 from turnwise.v1 import dialogue_pb2, token_pb2, training_pb2
 from turnwise_actor import decisions, facts
+from turnwise_actor.access.credentials import Principal
+from turnwise_actor.branches import Branches
 from turnwise_actor.checks import Checks
 from turnwise_actor.config import TokenConfig
-from turnwise_actor.errors import InternalError, PreconditionError, TokenError, UnavailableError
+from turnwise_actor.errors import (
+    InternalError,
+    PreconditionError,
+    TeacherError,
+    TokenError,
+    UnavailableError,
+)
 from turnwise_actor.policy import Domain, Encoder, ModeExploration, Policy, RawObservation, decision_seed
 from turnwise_actor.spool import SpoolFullError
 from turnwise_actor.tokens import OpenedToken, Tokens
@@ -54,6 +62,7 @@ class Dialogues:
         self._policies = policies
         self._uplink = uplink
         self._config = config
+        self._branches = Branches(config)
         self._description = describe(domain)
         self.counters = Counters()
 
@@ -95,10 +104,12 @@ class Dialogues:
         turn.token = self._seal_next(position, turn)
         return turn
 
-    async def give_feedback(self, request: dialogue_pb2.FeedbackRequest) -> dialogue_pb2.Receipt:
+    async def give_feedback(
+        self, request: dialogue_pb2.FeedbackRequest, caller: Principal | None = None
+    ) -> dialogue_pb2.Receipt:
         """Feedback or a delivery; answers when it is settled."""
         self._checks.token(request.token, optional=True)
-        teacher, unsettled = request.teacher, list[training_pb2.Fact]()
+        user, unsettled = "", list[training_pb2.Fact]()
         if request.token:
             opened = self._open(request.token)
             if not decisions.linked(opened.dialogue_id, request.dialogue_id):
@@ -106,19 +117,22 @@ class Dialogues:
                     f"token: got one of {opened.dialogue_id!r}; wanted one of {request.dialogue_id!r}",
                     reason="TOKEN_FOREIGN",
                 )
-            teacher = teacher or opened.state.user
+            user = opened.state.user
             unsettled = self._unsettled(opened.state)
         self._checks.feedback(request)
+        teacher = _teacher(request.teacher, user, caller)
         return await self._settle([*unsettled, *facts.from_feedback(request, teacher)])
 
-    async def end(self, request: dialogue_pb2.EndRequest) -> dialogue_pb2.Receipt:
+    async def end(
+        self, request: dialogue_pb2.EndRequest, caller: Principal | None = None
+    ) -> dialogue_pb2.Receipt:
         """Ends a dialogue; answers when that is settled."""
         opened = self._open(request.token)
         self._checks.end(request)
         state, dialogue_id = opened.state, opened.dialogue_id
         new = [facts.ended(request, dialogue_id, state.decision_id, self._history(state))]
         if request.HasField("reward"):
-            new.append(facts.dialogue_reward(request, dialogue_id, state.user))
+            new.append(facts.dialogue_reward(request, dialogue_id, _teacher("", state.user, caller)))
         return await self._settle([*self._unsettled(state), *new])
 
     # Tokens.
@@ -210,6 +224,7 @@ class Dialogues:
         size = self._size_of_decided(request)
         if self._uplink.can_record and await self._make_room(position, size):
             turn, fact = self._decide(request, raw, policy, position, secret, recorded=True)
+            self._branches.add(position.dialogue_id, position.parent_id, turn.decision_id)
             if size <= self._config.max_fact_bytes:
                 self._uplink.add([fact])
                 position.unsettled.append(fact)
@@ -310,6 +325,20 @@ class Dialogues:
         if cursor is None:
             return dialogue_pb2.Receipt(settled=dialogue_pb2.Receipt.SPOOLED)
         return dialogue_pb2.Receipt(settled=dialogue_pb2.Receipt.LEARNER, journal_cursor=cursor)
+
+
+def _teacher(named: str, user: str, caller: Principal | None) -> str:
+    """Whose feedback it is: the caller's own, unless the caller speaks for others."""
+    if caller is None:
+        return named or user
+    if caller.speaks_for_others:
+        return named or user or caller.name
+    if named not in ("", caller.name):
+        raise TeacherError(
+            f"teacher: got {named[:40]!r}; wanted {caller.name!r} or nothing: only frontends name others",
+            reason="TEACHER_FOREIGN",
+        )
+    return caller.name
 
 
 def describe(domain: Domain) -> dialogue_pb2.DomainDescription:

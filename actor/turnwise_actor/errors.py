@@ -3,9 +3,10 @@
 RequestError                    any refusal; carries code, message, reason, violations
 ├── BadRequestError             INVALID_ARGUMENT   fields are wrong: all of them are named at once
 ├── TokenError                  PERMISSION_DENIED  TOKEN_INVALID (forged, altered), TOKEN_FOREIGN
-├── PreconditionError           FAILED_PRECONDITION  TOKEN_EXPIRED, DIALOGUE_FULL
+├── TeacherError                PERMISSION_DENIED  TEACHER_FOREIGN
+├── PreconditionError           FAILED_PRECONDITION  TOKEN_EXPIRED, TOKEN_BRANCHES, DIALOGUE_FULL
 ├── UnavailableError            UNAVAILABLE        NO_POLICY, DRAINING, NOT_RECORDED: retry elsewhere
-├── OverloadError               RESOURCE_EXHAUSTED TOO_MANY_IN_FLIGHT
+├── OverloadError               RESOURCE_EXHAUSTED TOO_MANY_IN_FLIGHT, RATE_LIMIT
 ├── DeadlineError               DEADLINE_EXCEEDED  the request's timeout_ms passed
 └── InternalError               INTERNAL           a fault of ours, or the learner refused a fact
 """
@@ -80,6 +81,12 @@ class TokenError(RequestError):
     code = grpc.StatusCode.PERMISSION_DENIED
 
 
+class TeacherError(RequestError):
+    """The caller may not give feedback in somebody else's name."""
+
+    code = grpc.StatusCode.PERMISSION_DENIED
+
+
 class PreconditionError(RequestError):
     """The request is well formed but comes too late."""
 
@@ -93,7 +100,7 @@ class UnavailableError(RequestError):
 
 
 class OverloadError(RequestError):
-    """Too much is in flight on this stream."""
+    """Too much is in flight on this stream, or came from this caller within a short time."""
 
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
 

@@ -15,6 +15,8 @@ from grpc_reflection.v1alpha import reflection
 from turnwise.v1 import dialogue_pb2, training_pb2
 from turnwise.v1.dialogue_pb2_grpc import add_DialogueServicer_to_server
 from turnwise_actor import facts
+from turnwise_actor.access.client_access import Link
+from turnwise_actor.access.guard import Guard, callers_of
 from turnwise_actor.config import ActorConfig
 from turnwise_actor.dialogues import Dialogues
 from turnwise_actor.policy import Domain, Policy
@@ -36,7 +38,8 @@ class ListenError(OSError):
 class ActorServer:
     """An actor that listens from `start` to `stop`.
 
-    Raises on construction: DomainError, KeyFileError, PolicyFileError, UnfitPolicyError, OSError.
+    Raises on construction: DomainError, KeyFileError, PolicyFileError, UnfitPolicyError,
+    CredentialFileError, OSError.
     """
 
     def __init__(self, config: ActorConfig) -> None:
@@ -46,6 +49,8 @@ class ActorServer:
         self._policies = Policies(self._domain)
         if config.policy_path is not None:
             self._load(config)
+        callers = callers_of(config.access)
+        self._guard = None if callers is None else Guard(callers)
         self._incarnation = secrets.token_hex(8)
         self._started_ms = facts.now_ms()
         self._tasks: list[asyncio.Task[None]] = []
@@ -76,18 +81,24 @@ class ActorServer:
         return self._spool
 
     async def start(self) -> None:
-        """Listens, connects to the learner, and serves as soon as there is a policy. Raises ListenError."""
-        self._server = grpc.aio.server(options=_server_options(self._config))
-        self.address = _listen(self._server, self._config.listen_address)
+        """Listens, connects to the learner, and serves as soon as there is a policy.
+
+        Raises:
+            ListenError: The address cannot be listened on.
+            AccessError: A certificate or key is wrong.
+        """
         config = self._config
+        interceptors = () if self._guard is None else (self._guard,)
+        self._server = grpc.aio.server(interceptors=interceptors, options=_server_options(config))
+        self.address = _listen(self._server, config)
+        self._link = Link(config.learner_address, config.learner_access, _channel_options())
         self._spool = Spool(
             config.spool_folder,
             self.address.replace(":", "_"),
             max_bytes=config.spool.max_bytes,
             segment_bytes=config.spool.segment_bytes,
         )
-        self._channel = grpc.aio.insecure_channel(config.learner_address, options=_channel_options())
-        self._uplink = Uplink(self._channel, self._spool, config.uplink, self._report)
+        self._uplink = Uplink(self._link, self._spool, config.uplink, self._report)
         tokens = Tokens(self._keys, self._domain.name)
         self._dialogues = Dialogues(self._domain, tokens, self._policies, self._uplink, config.token)
         self._servicer = ActorServicer(self._dialogues, config.stream)
@@ -113,7 +124,7 @@ class ActorServer:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         clean = await self._uplink.close(self._config.drain_s)
         await self._spool.close()
-        await self._channel.close(None)
+        await self._link.close()
         if clean:
             logger.info("nothing is left unsent")
         else:
@@ -141,13 +152,15 @@ class ActorServer:
             await self._health.set(name, state.SERVING if self._serving.is_set() else state.NOT_SERVING)
 
     def _follow_learner(self) -> None:
-        watch = PolicyWatch(self._channel, self._policies, self._domain.fingerprint, self.address)
+        watch = PolicyWatch(self._link, self._policies, self._domain.fingerprint, self.address)
         self._uplink.start()
         self._tasks = [
             asyncio.create_task(watch.run(), name="policy-watch"),
             asyncio.create_task(self._become_healthy(), name="health"),
             asyncio.create_task(self._adopt_spools(), name="adoption"),
         ]
+        if self._guard is not None:
+            self._tasks.append(asyncio.create_task(self._guard.watch(), name="guard"))
 
     async def _become_healthy(self) -> None:
         await self._serving.wait()
@@ -181,9 +194,10 @@ class ActorServer:
         return report
 
 
-def _listen(server: grpc.aio.Server, address: str) -> str:
+def _listen(server: grpc.aio.Server, config: ActorConfig) -> str:
+    address = config.listen_address
     try:
-        port = server.add_insecure_port(address)
+        port = config.access.bind(server, address)
     except RuntimeError as error:
         raise ListenError(f"cannot listen on {address}: {error}") from error
     return f"{address.rpartition(':')[0]}:{port}"

@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Any, NoReturn, TypeVar
 
 import grpc.aio
 
 from turnwise.v1 import dialogue_pb2
 from turnwise.v1.dialogue_pb2_grpc import DialogueServicer
+from turnwise_actor.access.credentials import Principal
+from turnwise_actor.access.guard import caller
 from turnwise_actor.config import StreamConfig
 from turnwise_actor.conversation import Conversation, unknown_request
 from turnwise_actor.dialogues import Dialogues
-from turnwise_actor.errors import DETAILS_KEY, InternalError, RequestError, UnavailableError
+from turnwise_actor.errors import DETAILS_KEY, InternalError, OverloadError, RequestError, UnavailableError
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Request = TypeVar("Request")
@@ -53,41 +57,55 @@ class ActorServicer(DialogueServicer):
     async def GiveFeedback(  # noqa: D102
         self, request: dialogue_pb2.FeedbackRequest, context: Context
     ) -> dialogue_pb2.Receipt:
-        return await self._unary(self._dialogues.give_feedback, request, context)
+        return await self._unary(partial(self._dialogues.give_feedback, caller=caller()), request, context)
 
     async def EndDialogue(  # noqa: D102
         self, request: dialogue_pb2.EndRequest, context: Context
     ) -> dialogue_pb2.Receipt:
-        return await self._unary(self._dialogues.end, request, context)
+        return await self._unary(partial(self._dialogues.end, caller=caller()), request, context)
 
     async def DescribeDomain(  # noqa: D102
         self, request: dialogue_pb2.DescribeDomainRequest, context: Context
     ) -> dialogue_pb2.DomainDescription:
-        return self._dialogues.description
+        return await self._unary(self._describe, request, context)
 
     # Writes through the context, which grpc.aio allows as well as yielding.
     async def Converse(  # type: ignore[override]  # noqa: D102
         self, request_iterator: AsyncIterator[dialogue_pb2.ConverseRequest], context: Context
     ) -> None:
-        life_s = self._config.life_s + random.uniform(-1.0, 1.0) * self._config.life_jitter_s
-        conversation = Conversation(request_iterator, context.write, self._answer, self._config)
+        who = caller()
+        answer = partial(self._answer, who=who)
+        conversation = Conversation(request_iterator, context.write, answer, self._config)
         self.streams += 1
         try:
-            await conversation.run(life_s, self._draining)
+            await conversation.run(self._life_s(who), self._draining)
         finally:
             self.streams -= 1
 
-    async def _answer(self, request: dialogue_pb2.ConverseRequest) -> dialogue_pb2.ConverseReply:
+    def _life_s(self, who: Principal | None) -> float:
+        """Age at which a stream is asked to move: in good time before its credential expires."""
+        life_s = self._config.life_s + random.uniform(-1.0, 1.0) * self._config.life_jitter_s
+        if who is None:
+            return life_s
+        return max(0.0, min(life_s, who.expires - time.time() - self._config.move_s))
+
+    async def _describe(self, request: dialogue_pb2.DescribeDomainRequest) -> dialogue_pb2.DomainDescription:
+        return self._dialogues.description
+
+    async def _answer(
+        self, request: dialogue_pb2.ConverseRequest, who: Principal | None
+    ) -> dialogue_pb2.ConverseReply:
+        _check_rate(who)
         reply = dialogue_pb2.ConverseReply(correlation_id=request.correlation_id)
         match request.WhichOneof("request"):
             case "act":
                 reply.turn.CopyFrom(await self._dialogues.act(request.act))
             case "feedback":
-                reply.receipt.CopyFrom(await self._dialogues.give_feedback(request.feedback))
+                reply.receipt.CopyFrom(await self._dialogues.give_feedback(request.feedback, who))
             case "start":
                 reply.started.CopyFrom(await self._dialogues.start(request.start))
             case "end":
-                reply.receipt.CopyFrom(await self._dialogues.end(request.end))
+                reply.receipt.CopyFrom(await self._dialogues.end(request.end, who))
             case _:
                 raise unknown_request()
         return reply
@@ -99,12 +117,22 @@ class ActorServicer(DialogueServicer):
             error = UnavailableError("this actor is shutting down; retry at another", reason="DRAINING")
             await _abort(context, error)
         try:
+            _check_rate(caller())
             return await answer(request)
         except RequestError as error:
             await _abort(context, error)
         except Exception:
             logger.exception("a call failed")
             await _abort(context, InternalError("a fault of the actor; its log tells more"))
+
+
+def _check_rate(who: Principal | None) -> None:
+    if who is not None and not who.bucket.take():
+        raise OverloadError(
+            f"{who.name} sends more than its {who.bucket.rate:g} requests a second at this actor: "
+            "send fewer, or have its `rate` in the credential file raised",
+            reason="RATE_LIMIT",
+        )
 
 
 async def _abort(context: Context, error: RequestError) -> NoReturn:

@@ -12,7 +12,9 @@ import binascii
 import hashlib
 import json
 import logging
+import math
 import os
+import secrets
 import struct
 import time
 from collections.abc import Callable
@@ -24,12 +26,15 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from google.protobuf.message import DecodeError
 
 from turnwise.v1 import token_pb2
+from turnwise_actor.access.files import stamp, write_secret
+from turnwise_actor.config import TokenConfig
 from turnwise_actor.errors import TokenError
 
 FORMAT = 1
 _HEAD = struct.Struct("<B4s12sB")
 _TAG_BYTES = 16
 _LOOK_INTERVAL_S = 1.0
+_MAX_AGE_S = TokenConfig.max_age_s + TokenConfig.clock_leeway_s
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +51,8 @@ class Key:
     head_id: bytes
     secret: bytes
     cipher: AESGCM
+    opens_until: float
+    """Seconds since the epoch: a retired key opens nothing for longer than tokens may be old."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +70,18 @@ class KeyRing:
     A file that has become unreadable leaves the keys as they were and is complained about once.
     """
 
-    def __init__(self, file: Path, domain_name: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        file: Path,
+        domain_name: str,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
+    ) -> None:
         self._file = file
         self._domain_name = domain_name
         self._clock = clock
-        self._stamp = _stamp(file)
+        self._now = now
+        self._stamp = stamp(file)
         self._active, self._keys = _read_keys(file, domain_name)
         self._looked_at = clock()
 
@@ -82,14 +96,15 @@ class KeyRing:
         """The key of a token's head; an unknown id may be a key added just now, so the file is looked at."""
         if head_id not in self._keys:
             self._look()
-        return self._keys.get(head_id)
+        key = self._keys.get(head_id)
+        return key if key is not None and self._now() < key.opens_until else None
 
     def _look(self) -> None:
         self._looked_at = self._clock()
-        stamp = _stamp(self._file)
-        if stamp == self._stamp:
+        seen = stamp(self._file)
+        if seen == self._stamp:
             return
-        self._stamp = stamp
+        self._stamp = seen
         try:
             self._active, self._keys = _read_keys(self._file, self._domain_name)
         except KeyFileError as error:
@@ -137,19 +152,39 @@ def _invalid(got: str) -> TokenError:
     return TokenError(f"token: got {got}; wanted one from this dialogue's last reply", reason="TOKEN_INVALID")
 
 
-def _stamp(file: Path) -> tuple[int, int, int] | None:
+def rotate_keys(file: Path, now: float | None = None) -> int:
+    """Makes a new key the active one; returns how many of the older are kept.
+
+    Those that were retired longer ago than tokens may be old are removed.
+
+    Raises:
+        KeyFileError: The file is missing or malformed.
+    """
+    _read_keys(file, "")
+    content = json.loads(file.read_text())
+    at = time.time() if now is None else now
+    retired = {**content.get("retired", {}), content["active"]: at}
+    kept = [name for name in content["keys"] if at < retired.get(name, at) + _MAX_AGE_S]
+    name = secrets.token_hex(4)
+    keys = {name: content["keys"][name] for name in kept}
+    keys[name] = base64.b64encode(secrets.token_bytes(32)).decode()
+    rotated = {"active": name, "keys": keys, "retired": {each: retired.get(each, at) for each in kept}}
     try:
-        found = file.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
+        write_secret(file, json.dumps(rotated))
+    except OSError as error:
+        raise KeyFileError(f"{file}: cannot be written ({error.strerror})") from error
+    return len(kept)
 
 
 def _read_keys(file: Path, domain_name: str) -> tuple[Key, dict[bytes, Key]]:
     wanted = 'wanted {"active": "ab12cd34", "keys": {"ab12cd34": "<base64 of 32 bytes>"}}'
     try:
         content = json.loads(file.read_text())
-        keys = [_key(name, secret, domain_name) for name, secret in content["keys"].items()]
+        retired = content.get("retired", {})
+        keys = [
+            _key(name, secret, domain_name, float(retired.get(name, math.inf)))
+            for name, secret in content["keys"].items()
+        ]
         active = next(key for key in keys if key.name == content["active"])
     except OSError as error:
         raise KeyFileError(f"{file}: cannot be read ({error.strerror}); {wanted}") from error
@@ -159,7 +194,7 @@ def _read_keys(file: Path, domain_name: str) -> tuple[Key, dict[bytes, Key]]:
     return active, {key.head_id: key for key in keys}
 
 
-def _key(name: str, secret_base64: str, domain_name: str) -> Key:
+def _key(name: str, secret_base64: str, domain_name: str, retired: float) -> Key:
     try:
         secret = base64.b64decode(secret_base64, validate=True)
         file_id = bytes.fromhex(name)
@@ -168,4 +203,4 @@ def _key(name: str, secret_base64: str, domain_name: str) -> Key:
     if len(secret) != 32 or len(file_id) != 4:
         raise ValueError("wrong size")
     head_id = hashlib.blake2b(domain_name.encode(), key=file_id, digest_size=4).digest()
-    return Key(name, head_id, secret, AESGCM(secret))
+    return Key(name, head_id, secret, AESGCM(secret), retired + _MAX_AGE_S)

@@ -26,6 +26,7 @@ import grpc.aio
 
 from turnwise.v1 import training_pb2
 from turnwise.v1.training_pb2_grpc import TrainingStub
+from turnwise_actor.access.client_access import Link
 from turnwise_actor.config import UplinkConfig
 from turnwise_actor.spool import Spool, SpoolFullError
 
@@ -91,12 +92,12 @@ class Uplink:
 
     def __init__(
         self,
-        channel: grpc.aio.Channel,
+        link: Link,
         spool: Spool,
         config: UplinkConfig,
         report: Callable[[], training_pb2.ActorReport],
     ) -> None:
-        self._stub = cast("TrainingAsyncStub", TrainingStub(channel))
+        self._link = link
         self._spool = spool
         self._config = config
         self._report = report
@@ -108,6 +109,7 @@ class Uplink:
         self._stale_epoch = -1
         self._connected = False
         self._away_since = time.monotonic()
+        self._refusal = ""
         self._wake = asyncio.Event()
         self._report_now = False
         self._overflow: asyncio.Task[None] | None = None
@@ -287,6 +289,7 @@ class Uplink:
                 await self._session()
             except (grpc.aio.AioRpcError, LearnerAwayError) as error:
                 reason = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error)
+                self._note_refusal(error)
                 if self._connected:
                     logger.warning("the learner is away: %s", reason)
                     pause_s = self._config.reconnect_min_s
@@ -297,6 +300,15 @@ class Uplink:
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
             pause_s = min(2 * pause_s, self._config.reconnect_max_s)
 
+    def _note_refusal(self, error: Exception) -> None:
+        """Tells once that the learner does not let this actor in: that does not pass by itself."""
+        denied = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
+        refused = isinstance(error, grpc.aio.AioRpcError) and error.code() in denied
+        reason = str(error.details()) if isinstance(error, grpc.aio.AioRpcError) and refused else ""
+        if reason and reason != self._refusal:
+            logger.error("the learner refuses this actor: %s", reason)
+        self._refusal = reason
+
     def _lose(self) -> None:
         """Everything unacknowledged is to be sent again, oldest first."""
         if self._connected:
@@ -305,7 +317,8 @@ class Uplink:
         self._queue = deque(self._pending)
 
     async def _session(self) -> None:
-        stream = _Stream(self._stub.AppendFacts(None))
+        stub = cast("TrainingAsyncStub", TrainingStub(self._link.channel()))
+        stream = _Stream(stub.AppendFacts(None, metadata=self._link.metadata()))
         tasks = [
             asyncio.create_task(work, name=name)
             for name, work in (

@@ -19,6 +19,7 @@ import grpc.aio
 
 from turnwise.v1 import dialogue_pb2, training_pb2
 from turnwise.v1.training_pb2_grpc import TrainingStub
+from turnwise_actor.access.client_access import Link
 from turnwise_actor.policy import Domain, Encoder, Policy, PolicyFileError, PolicyVersion
 
 if TYPE_CHECKING:
@@ -116,8 +117,8 @@ def _newest_file(folder: Path) -> Path | None:
 class PolicyWatch:
     """Follows the learner's policies into `Policies`; connects again for ever."""
 
-    def __init__(self, channel: grpc.aio.Channel, policies: Policies, fingerprint: str, actor: str) -> None:
-        self._stub = cast("TrainingAsyncStub", TrainingStub(channel))
+    def __init__(self, link: Link, policies: Policies, fingerprint: str, actor: str) -> None:
+        self._link = link
         self._policies = policies
         self._fingerprint = fingerprint
         self._actor = actor
@@ -126,7 +127,8 @@ class PolicyWatch:
         """Runs until cancelled."""
         pause_s = _PAUSE_MIN_S
         while True:
-            call = self._stub.WatchPolicy(self._request())
+            stub = cast("TrainingAsyncStub", TrainingStub(self._link.channel()))
+            call = stub.WatchPolicy(self._request(), metadata=self._link.metadata())
             try:
                 async for policy in receive_policies(call):
                     pause_s = _PAUSE_MIN_S

@@ -56,7 +56,7 @@ class Connection:
         channel_credentials = _tls(tls)
         if credentials is not None and channel_credentials is None:
             for target in targets:
-                if not _stays_here(target):
+                if not stays_here(target):
                     raise invalid("tls", tls, f"True or a CA file: credentials go to {target}")
         return cls(targets, credentials, channel_credentials)
 
@@ -97,7 +97,7 @@ def _tls(tls: Tls) -> grpc.ChannelCredentials | None:
     raise invalid("tls", tls, "True, the path of a CA file in PEM, or grpc.ChannelCredentials")
 
 
-def _stays_here(target: str) -> bool:
+def stays_here(target: str) -> bool:
     """Whether what is sent to the target never leaves this machine."""
     if target.startswith("unix:"):
         return True

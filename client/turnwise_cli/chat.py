@@ -16,6 +16,8 @@ from prompt_toolkit.patch_stdout import patch_stdout
 from rich.console import Console
 
 import turnwise
+from turnwise_actor.access.client_access import ClientAccess
+from turnwise_cli.access import access_options, client
 from turnwise_cli.conversation import COMMANDS, OUTCOMES, Conversation, Quit
 
 _TOOLBAR = " + - rate the answer   /fix ACTION teaches   /undo   /end OUTCOME   /why   /help   Ctrl-D leaves"
@@ -31,8 +33,11 @@ _TOOLBAR = " + - rate the answer   /fix ACTION teaches   /undo   /end OUTCOME   
     show_default=True,
     help="evaluate: answers greedily, learns nothing.",
 )
+@access_options
 @click.option("--resume", "token", metavar="TOKEN", help="Go on with the dialogue of this token.")
-def command(addresses: tuple[str, ...], user: str | None, mode: str, token: str | None) -> int:
+def command(
+    addresses: tuple[str, ...], user: str | None, mode: str, token: str | None, access: ClientAccess
+) -> int:
     """Talk to the bot at ADDRESS (HOST:PORT; default localhost:50051) and teach it.
 
     Typed lines are said to the bot. `+`, `-` and numbers rate its last answer, `/fix ACTION` says which
@@ -40,11 +45,11 @@ def command(addresses: tuple[str, ...], user: str | None, mode: str, token: str 
     them could not be carried out.
     """
     where = list(addresses) or ["localhost:50051"]
-    return asyncio.run(_chat(where, _login_name() if user is None else user, mode, token))
+    return asyncio.run(_chat(where, access, _login_name() if user is None else user, mode, token))
 
 
-async def _chat(addresses: list[str], user: str, mode: str, token: str | None) -> int:
-    async with turnwise.AsyncClient(addresses) as bot:
+async def _chat(addresses: list[str], access: ClientAccess, user: str, mode: str, token: str | None) -> int:
+    async with client(addresses, access) as bot:
         conversation = Conversation(bot, Console(), user, mode)
         try:
             await conversation.open(token)

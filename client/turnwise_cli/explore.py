@@ -1,11 +1,9 @@
 """`turnwise explore`: how the bot explores, and changing it while it runs."""
 
-from pathlib import Path
-
 import click
 
 from turnwise.v1 import dialogue_pb2, training_pb2
-from turnwise_cli.learner_calls import CALL_TIMEOUT_S, learner_address, learner_options, operator
+from turnwise_cli.learner_calls import CALL_TIMEOUT_S, Learner, learner_options, operator
 
 CHANGE_TIMEOUT_S = 30.0
 
@@ -19,8 +17,7 @@ _KINDS = training_pb2.Exploration.Kind
 @click.option("--kind", type=click.Choice(["greedy", "softmax"]), help="What the others are drawn from.")
 @click.option("--temperature", type=float, help="Of softmax, above 0: higher is more random.")
 def command(
-    learner: str | None,
-    data: Path,
+    learner: Learner,
     mode: str | None,
     epsilon: float | None,
     kind: str | None,
@@ -34,7 +31,7 @@ def command(
     changes = epsilon is not None or kind is not None or temperature is not None
     if changes and mode is None:
         raise click.UsageError("which mode? --mode teach or --mode serve")
-    with operator(learner_address(learner, data)) as stub:
+    with operator(learner) as stub:
         if changes:
             request = training_pb2.SetExplorationRequest(
                 mode=dialogue_pb2.Mode.Value(str(mode).upper()),

@@ -1,7 +1,10 @@
 """Calls to the learner's Operator service, with the options and errors that all such verbs share."""
 
 import contextlib
+import functools
+import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,6 +12,8 @@ import click
 import grpc
 
 from turnwise.v1 import dialogue_pb2, training_pb2_grpc
+from turnwise_actor.access.client_access import LOCAL_TOKEN, ClientAccess
+from turnwise_cli.access import access_options
 
 DEFAULT_ADDRESS = "localhost:50050"
 CALL_TIMEOUT_S = 5.0
@@ -24,34 +29,63 @@ data_option = click.option(
 )
 
 
+@dataclass(frozen=True)
+class Learner:
+    """The learner that a verb speaks to."""
+
+    name: str
+    """HOST:PORT as people know it."""
+    address: str
+    """HOST:PORT to connect to: the same, or its local door."""
+    access: ClientAccess
+
+    def channel(self) -> grpc.Channel:
+        """A channel to it. Raises AccessError."""
+        return self.access.channel(self.address)
+
+
 def learner_options(function: F) -> F:
-    """Adds `--learner` and `--data`, both of which name the learner."""
+    """Adds the options that name the learner and what is brought to it; the function gets `learner`."""
+
+    @access_options
+    @functools.wraps(function)
+    def call(*, learner: str | None, data: Path, access: ClientAccess, **rest: Any) -> Any:
+        return function(learner=_find(learner, data, access), **rest)
+
     address = click.option("--learner", help=f"HOST:PORT; else as --data tells, else {DEFAULT_ADDRESS}.")
-    return address(data_option(function))
+    return address(data_option(call))  # type: ignore[return-value]
 
 
-def learner_address(learner: str | None, data: Path) -> str:
-    """The address given, else the one that the learner of the data folder wrote down, else the default."""
+def _find(learner: str | None, data: Path, access: ClientAccess) -> Learner:
+    """The learner named, else the one of the data folder, by its local door if that can be opened."""
     if learner:
-        return learner
+        return Learner(learner, learner, access)
+    name = _written(data / "learner.address") or DEFAULT_ADDRESS
+    door, token = _written(data / "learner.local"), data / LOCAL_TOKEN
+    if door and access == ClientAccess() and os.access(token, os.R_OK):
+        return Learner(name, door, ClientAccess(token_file=token))
+    return Learner(name, name, access)
+
+
+def _written(file: Path) -> str:
     try:
-        return (data / "learner.address").read_text().strip() or DEFAULT_ADDRESS
+        return file.read_text().strip()
     except (FileNotFoundError, NotADirectoryError):
-        return DEFAULT_ADDRESS
+        return ""
 
 
 @contextlib.contextmanager
-def operator(address: str) -> Iterator[training_pb2_grpc.OperatorStub]:
+def operator(learner: Learner) -> Iterator[training_pb2_grpc.OperatorStub]:
     """A stub for the learner's operator calls.
 
     Raises:
         click.ClickException: A call inside the block failed; says why and what to change.
     """
-    with grpc.insecure_channel(address) as channel:
+    with learner.channel() as channel:
         try:
             yield training_pb2_grpc.OperatorStub(channel)
         except grpc.RpcError as error:
-            raise click.ClickException(explain(error, address)) from error
+            raise click.ClickException(explain(error, learner.name)) from error
 
 
 def explain(error: grpc.RpcError, address: str) -> str:

@@ -1,11 +1,9 @@
 """`turnwise rollback`: go back to an earlier policy."""
 
-from pathlib import Path
-
 import click
 
 from turnwise.v1 import dialogue_pb2, training_pb2
-from turnwise_cli.learner_calls import learner_address, learner_options, operator, version_text
+from turnwise_cli.learner_calls import Learner, learner_options, operator, version_text
 
 ROLLBACK_TIMEOUT_S = 120.0
 
@@ -28,11 +26,11 @@ class VersionType(click.ParamType[dialogue_pb2.PolicyVersion]):
 @click.command(short_help="Go back to an earlier policy version.")
 @click.argument("version", type=VersionType())
 @learner_options
-def command(version: dialogue_pb2.PolicyVersion, learner: str | None, data: Path) -> None:
+def command(version: dialogue_pb2.PolicyVersion, learner: Learner) -> None:
     """Go back to the policy of VERSION, which must have a checkpoint (see `turnwise versions`).
 
     Begins a new generation; the journal keeps all that was taught since.
     """
-    with operator(learner_address(learner, data)) as stub:
+    with operator(learner) as stub:
         reply = stub.Rollback(training_pb2.RollbackRequest(version=version), timeout=ROLLBACK_TIMEOUT_S)
     click.echo(f"went back to {version_text(version)}, published as {version_text(reply.published)}")

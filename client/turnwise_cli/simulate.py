@@ -16,6 +16,8 @@ from rich.live import Live
 from rich.table import Table
 
 import turnwise
+from turnwise_actor.access.client_access import ClientAccess
+from turnwise_cli.access import access_options, client
 
 _WORDS = (
     "please", "ticket", "today", "friday", "price", "refund", "open", "seat", "hello", "change", "size",
@@ -45,6 +47,7 @@ _MAX_TURNS = 5
 @click.option("--phrases", type=click.IntRange(min=1), default=50, show_default=True, help="How many.")
 @click.option("--mode", type=click.Choice(["teach", "serve", "evaluate"]), default="teach", show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
+@access_options
 def command(
     addresses: tuple[str, ...],
     dialogues: int,
@@ -54,6 +57,7 @@ def command(
     phrases: int,
     mode: str,
     seed: int,
+    access: ClientAccess,
 ) -> int:
     """Let simulated people talk to the bot at ADDRESS (default localhost:50051) and rate it.
 
@@ -63,7 +67,7 @@ def command(
     """
     where = list(addresses) or ["localhost:50051"]
     crowd = Crowd(dialogues, rate, rated, phrases, mode, seed)
-    return asyncio.run(_run(crowd, where, at_once))
+    return asyncio.run(_run(crowd, where, access, at_once))
 
 
 @dataclass
@@ -165,9 +169,9 @@ class Crowd:
         }
 
 
-async def _run(crowd: Crowd, addresses: list[str], at_once: int) -> int:
+async def _run(crowd: Crowd, addresses: list[str], access: ClientAccess, at_once: int) -> int:
     console = Console(stderr=True)
-    async with turnwise.AsyncClient(addresses) as bot:
+    async with client(addresses, access) as bot:
         try:
             domain = await bot.domain()
         except turnwise.TurnwiseError as error:

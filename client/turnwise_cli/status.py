@@ -18,8 +18,8 @@ from turnwise.v1 import training_pb2, training_pb2_grpc
 from turnwise_cli.explore import exploration_texts
 from turnwise_cli.learner_calls import (
     CALL_TIMEOUT_S,
+    Learner,
     explain,
-    learner_address,
     learner_options,
     operator,
     version_text,
@@ -34,35 +34,35 @@ _SHOWN_COUNTERS = ("turns", "lessons", "ended")
 @learner_options
 @click.option("--watch", is_flag=True, help="Go on showing it, until Ctrl-C.")
 @click.option("--json", "as_json", is_flag=True, help="JSON; with --watch one line a second.")
-def command(learner: str | None, data: Path, watch: bool, as_json: bool) -> int:
+def command(learner: Learner, watch: bool, as_json: bool) -> int:
     """Show what learner and actors are doing.
 
     Exit code 1 when the learner cannot be reached, with --watch when it never could.
     """
-    address = learner_address(learner, data)
     if watch:
-        _watch(address, as_json)
+        _watch(learner, as_json)
         return 0
-    with operator(address) as stub:
+    with operator(learner) as stub:
         status = stub.GetStatus(training_pb2.GetStatusRequest(), timeout=CALL_TIMEOUT_S)
     if as_json:
         click.echo(json.dumps(plain(status), indent=2))
     else:
-        Console().print(render(status, address, now_ms()))
+        Console().print(render(status, learner.name, now_ms()))
     return 0
 
 
-def _watch(address: str, as_json: bool) -> None:
-    with operator(address) as stub:  # the first answer must come; later ones are waited for
+def _watch(learner: Learner, as_json: bool) -> None:
+    with operator(learner) as stub:  # the first answer must come; later ones are waited for
         status = stub.GetStatus(training_pb2.GetStatusRequest(), timeout=CALL_TIMEOUT_S)
     if as_json:
-        for item in _statuses(address):
+        for item in _statuses(learner):
             if isinstance(item, training_pb2.LearnerStatus):
                 click.echo(json.dumps(plain(item)))
         return
     console = Console()
+    address = learner.name
     with Live(render(status, address, now_ms()), console=console, auto_refresh=False) as live:
-        for item in _statuses(address):
+        for item in _statuses(learner):
             if isinstance(item, str):
                 away = Text(f"{item}; trying again, what follows is the last that is known", style="bold red")
                 live.update(Group(away, render(status, address, now_ms())), refresh=True)
@@ -71,16 +71,16 @@ def _watch(address: str, as_json: bool) -> None:
                 live.update(render(status, address, now_ms()), refresh=True)
 
 
-def _statuses(address: str) -> Iterator[training_pb2.LearnerStatus | str]:
+def _statuses(learner: Learner) -> Iterator[training_pb2.LearnerStatus | str]:
     """Each status as it comes; a line of text whenever the learner is away. Never ends."""
     while True:
-        with grpc.insecure_channel(address) as channel:
+        with learner.channel() as channel:
             try:
                 yield from training_pb2_grpc.OperatorStub(channel).WatchStatus(
                     training_pb2.GetStatusRequest(interval_ms=1000)
                 )
             except grpc.RpcError as error:
-                yield explain(error, address)
+                yield explain(error, learner.name)
         time.sleep(_RECONNECT_S)
 
 

@@ -8,9 +8,12 @@ from types import FrameType
 
 import click
 
+from turnwise_actor.access.credentials import CREDENTIALS
+from turnwise_actor.access.server_access import AccessError, ServerAccess
 from turnwise_deploy.data_folder import DataFolderInUseError
 from turnwise_deploy.local import DeploymentError, LocalConfig, LocalDeployment
 
+_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -25,6 +28,15 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 )
 @click.option("--actors", type=int, default=LocalConfig.actors, show_default=True, help="Actor processes.")
 @click.option("--host", default=LocalConfig.host, show_default=True, help="Address to listen at.")
+@click.option("--tls-cert", type=_FILE, help="TLS: the servers' certificate chain, PEM.")
+@click.option("--tls-key", type=_FILE, help="Its private key, PEM.")
+@click.option("--tls-client-ca", type=_FILE, help="Mutual TLS: clients need a certificate of this CA, PEM.")
+@click.option(
+    "--credentials",
+    type=_FILE,
+    help=f"Who may call what, see `turnwise credential`; default: {CREDENTIALS} in --data, if it exists.",
+)
+@click.option("--insecure", is_flag=True, help="Listen at any --host, in plain text, for anybody.")
 @click.option(
     "--port",
     type=int,
@@ -51,18 +63,28 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     multiple=True,
     help="One more argument of `turnwise actor`; may be repeated.",
 )
-def command(**settings: object) -> int:
+def command(
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    tls_client_ca: Path | None,
+    credentials: Path | None,
+    insecure: bool,
+    **settings: object,
+) -> int:
     """Run a learner and actors on this machine.
 
     Prints one line, `ready actors=HOST:PORT,... learner=HOST:PORT`, when the bot answers; all else goes
     to the standard error. Ctrl-C or SIGTERM lets the actors finish, saves a checkpoint and ends; the next
     `up` with the same data folder goes on from there. A second Ctrl-C ends everything at once.
+
+    On loopback nothing more is needed. Any other --host wants TLS, and mutual TLS or credentials.
     """
     logging.basicConfig(level=logging.WARNING, format="turnwise: %(message)s")
     try:
-        deployment = LocalDeployment(LocalConfig(**settings), say=_say)  # type: ignore[arg-type]
-        return _serve(deployment)
-    except (DeploymentError, DataFolderInUseError) as error:
+        access = ServerAccess(tls_cert, tls_key, tls_client_ca, credentials, insecure)
+        config = LocalConfig(access=access, **settings)  # type: ignore[arg-type]
+        return _serve(LocalDeployment(config, say=_say))
+    except (AccessError, DeploymentError, DataFolderInUseError) as error:
         raise click.ClickException(str(error)) from error
 
 

@@ -33,6 +33,8 @@ VERBS = {
     "resume-report": Verb("resume_report", "Tell what a restart would continue from."),
     "ledger": Verb("ledger", "Check that every turn in the journal is accounted for."),
     "export": Verb("export", "Write the journal's facts to the standard output."),
+    "credential": Verb("credential", "Add, list and revoke the credentials of callers."),
+    "rotate-keys": Verb("rotate_keys", "Seal continuation tokens with a new key.", "actor"),
     "check": Verb("check", "Check a domain file: errors, warnings, and the size of what it makes.", "actor"),
     "actor": Verb("actor", "Run one actor.", "actor"),
     "learner": Verb("learner", "Run the learner.", "learner"),

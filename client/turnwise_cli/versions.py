@@ -12,7 +12,7 @@ from rich.table import Table
 from turnwise.v1 import training_pb2
 from turnwise_cli.learner_calls import (
     CALL_TIMEOUT_S,
-    learner_address,
+    Learner,
     learner_options,
     operator,
     version_text,
@@ -27,12 +27,12 @@ PIPED_WIDTH = 160
 @click.option(
     "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="How many, newest first."
 )
-def command(learner: str | None, data: Path, limit: int) -> None:
+def command(learner: Learner, limit: int) -> None:
     """List the policy versions, newest first.
 
     Those with a checkpoint can be gone back to: `turnwise rollback VERSION`.
     """
-    with operator(learner_address(learner, data)) as stub:
+    with operator(learner) as stub:
         request = training_pb2.ListVersionsRequest(limit=limit)
         versions = stub.ListVersions(request, timeout=CALL_TIMEOUT_S).versions
     table = Table(box=box.SIMPLE_HEAD)

@@ -10,6 +10,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from turnwise_actor.access.client_access import LOCAL_TOKEN
+from turnwise_actor.access.credentials import CREDENTIALS
+from turnwise_actor.access.files import write_secret
+
 
 class DataFolderInUseError(RuntimeError):
     """Another `turnwise up` works in this data folder."""
@@ -35,6 +39,16 @@ class DataFolder:
     def keys(self) -> Path:
         """The file of the keys that seal continuation tokens."""
         return self.path / "keys" / "token-keys.json"
+
+    @property
+    def credentials(self) -> Path:
+        """The file of those who may call; missing: nobody is asked."""
+        return self.path / CREDENTIALS
+
+    @property
+    def local_token(self) -> Path:
+        """The file of the token that opens the learner's local door."""
+        return self.path / LOCAL_TOKEN
 
     @property
     def spool(self) -> Path:
@@ -87,17 +101,10 @@ class DataFolder:
 
     def ensure_keys(self) -> Path:
         """Makes a key for continuation tokens unless there are keys already; readable by the owner alone."""
-        self.keys.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not self.keys.exists():
             key_id = secrets.token_hex(4)
             keys = {"active": key_id, "keys": {key_id: base64.b64encode(secrets.token_bytes(32)).decode()}}
-            aside = self.keys.with_suffix(".new")
-            aside.unlink(missing_ok=True)
-            with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-                json.dump(keys, file)
-                file.flush()
-                os.fsync(file.fileno())
-            aside.rename(self.keys)
+            write_secret(self.keys, json.dumps(keys))
         return self.keys
 
 

@@ -12,11 +12,13 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from turnwise_actor.access.client_access import ClientAccess
+from turnwise_actor.access.server_access import AccessError, ServerAccess
 from turnwise_deploy.child import Child
 from turnwise_deploy.data_folder import DataFolder
 from turnwise_deploy.readiness import Readiness
@@ -48,7 +50,9 @@ class LocalConfig:
     actors: int = 1
     """Actor processes. More of them answer more people at once; one answers thousands of turns a second."""
     host: str = "127.0.0.1"
-    """Address that all processes listen at. Anything but loopback lets other machines in, unencrypted."""
+    """Address that all processes listen at. Anything but loopback wants an `access` that asks who calls."""
+    access: ServerAccess = field(default_factory=ServerAccess)
+    """Who may connect, over what; `credentials` default to those of the data folder if it has some."""
     port: int = 50051
     """Port of the first actor; the next ones follow. 0: free ones are chosen."""
     learner_port: int = 50050
@@ -96,6 +100,10 @@ class LocalDeployment:
     """HOST:PORT of each actor, from `start()` on."""
     learner: str = ""
     """HOST:PORT of the learner, from `start()` on."""
+    _access: ServerAccess = field(default_factory=ServerAccess)
+    _door: str = ""
+    """HOST:PORT of the learner's local door, where processes of this deployment come in; empty: they come in
+    at `learner`, which asks nobody."""
     _children: dict[str, Child] = field(default_factory=dict, repr=False)
     _stopping: threading.Event = field(default_factory=threading.Event, repr=False)
     _killing: threading.Event = field(default_factory=threading.Event, repr=False)
@@ -133,6 +141,7 @@ class LocalDeployment:
         """Starts all processes and returns at once."""
         _check_installed()
         _check_domain(self.config.domain)
+        self._access = self._checked_access()
         self.folder.lock(self.config.learner_stop_s, self.say)
         try:
             self.folder.ensure_keys()
@@ -151,7 +160,8 @@ class LocalDeployment:
         """
         deadline = time.monotonic() + self.config.start_timeout_s
         told = ""
-        with Readiness(self.learner, self.actors) as readiness:
+        encrypted = self._access.certificate is not None
+        with Readiness(self._door or self.learner, self._own_access(), self.actors, encrypted) as readiness:
             while not self._stopping.is_set():
                 if self._failure:
                     raise DeploymentError(self._failure)
@@ -210,6 +220,20 @@ class LocalDeployment:
         child = self._children.get(address)
         return child.pid if child is not None else None
 
+    def _checked_access(self) -> ServerAccess:
+        access = self.config.access
+        if access.credentials is None and self.folder.credentials.exists():
+            access = replace(access, credentials=self.folder.credentials)
+        try:
+            access.check(f"{self.config.host}:{self.config.port}")
+        except AccessError as error:
+            raise DeploymentError(str(error)) from error
+        return access
+
+    def _own_access(self) -> ClientAccess:
+        """What processes of this deployment bring to the learner."""
+        return ClientAccess(token_file=self.folder.local_token if self._door else None)
+
     def _assign_ports(self) -> None:
         config = self.config
         wanted = [("--learner-port", config.learner_port)]
@@ -219,30 +243,36 @@ class LocalDeployment:
                 f"{config.host}:{held.enter_context(_bound(config.host, port, setting)).getsockname()[1]}"
                 for setting, port in wanted
             ]
+            if self._access.certificate or self._access.guarded:
+                door = held.enter_context(_bound("127.0.0.1", 0, "--learner-port")).getsockname()
+                self._door = f"127.0.0.1:{door[1]}"
         self.learner, self.actors = addresses[0], tuple(addresses[1:])
 
     def _make_children(self) -> Iterator[tuple[str, Child]]:
         folder, domain = self.folder, str(self.config.domain.absolute())
         inherit = () if folder.lock_fd is None else (folder.lock_fd,)
+        access = tuple(self._access.arguments())
+        door = ("--local-listen", self._door) if self._door else ()
+        token = ("--learner-credentials", str(folder.local_token)) if self._door else ()
         learner = ("-m", "turnwise_learner", "--domain", domain, "--data", str(folder.path))
         yield (
             self.learner,
             Child(
                 "learner",
-                (*learner, "--listen", self.learner, *self.config.learner_arguments),
+                (*learner, "--listen", self.learner, *door, *access, *self.config.learner_arguments),
                 folder.logs / "learner.log",
                 inherit,
             ),
         )
         folder.spool.mkdir(exist_ok=True)
         for actor in self.actors:
-            arguments = ("-m", "turnwise_actor", "--domain", domain, "--learner", self.learner)
+            arguments = ("-m", "turnwise_actor", "--domain", domain, "--learner", self._door or self.learner)
             places = ("--listen", actor, "--keys", str(folder.keys), "--spool", str(folder.spool))
             yield (
                 actor,
                 Child(
                     f"actor {actor}",
-                    (*arguments, *places, *self.config.actor_arguments),
+                    (*arguments, *token, *places, *access, *self.config.actor_arguments),
                     folder.logs / f"actor-{actor.rpartition(':')[2]}.log",
                     inherit,
                 ),

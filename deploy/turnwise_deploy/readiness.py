@@ -7,16 +7,29 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from turnwise.v1 import training_pb2, training_pb2_grpc
+from turnwise_actor.access.client_access import ClientAccess
+from turnwise_actor.access.server_access import AccessError
 
 CALL_TIMEOUT_S = 2.0
 
 
 class Readiness:
-    """Asks the learner and the actors, as often as it is told to; keeps its channels between questions."""
+    """Asks the learner and the actors, as often as it is told to; keeps its channels between questions.
 
-    def __init__(self, learner: str, actors: tuple[str, ...]) -> None:
+    Args:
+        learner: Its HOST:PORT.
+        access: What is brought to the learner.
+        actors: Their HOST:PORTs.
+        encrypted: The actors speak TLS. Whom they would trust is not known here, so the learner's word that
+            they are connected and have a policy must do.
+    """
+
+    def __init__(
+        self, learner: str, access: ClientAccess, actors: tuple[str, ...], encrypted: bool = False
+    ) -> None:
         options = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 300)]
-        self._learner = grpc.insecure_channel(learner, options=options)
+        self._learner = access.channel(learner, options)
+        self._encrypted = encrypted
         self._actors = {actor: grpc.insecure_channel(actor, options=options) for actor in actors}
 
     def __enter__(self) -> "Readiness":
@@ -40,7 +53,7 @@ class Readiness:
             status = training_pb2_grpc.OperatorStub(self._learner).GetStatus(
                 training_pb2.GetStatusRequest(), timeout=CALL_TIMEOUT_S
             )
-        except grpc.RpcError:
+        except (grpc.RpcError, AccessError):
             return "the learner"
         if not status.trainer_alive:
             return "the trainer"
@@ -56,6 +69,8 @@ class Readiness:
         return "actor " + ", ".join(waiting) if waiting else ""
 
     def _healthy(self, actor: str) -> bool:
+        if self._encrypted:
+            return True
         try:
             reply = health_pb2_grpc.HealthStub(self._actors[actor]).Check(
                 health_pb2.HealthCheckRequest(service="turnwise.v1.Dialogue"), timeout=CALL_TIMEOUT_S

@@ -6,8 +6,12 @@ import logging
 import logging.handlers
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+from turnwise_actor.access import server_access
+from turnwise_actor.access.credentials import CREDENTIALS, CredentialFileError
+from turnwise_actor.access.server_access import AccessError, ServerAccess
 from turnwise_actor.policy import DomainError
 from turnwise_learner.journal import JournalError
 from turnwise_learner.service import ServiceConfig, serve
@@ -25,11 +29,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--domain", type=Path, required=True, metavar="FILE", help="the domain file")
     parser.add_argument("--data", type=Path, default=Path("turnwise-data"), metavar="FOLDER")
     parser.add_argument("--listen", default=ServiceConfig.listen, metavar="HOST:PORT", help="port 0: any")
+    parser.add_argument(
+        "--local-listen",
+        default=ServiceConfig.local_listen,
+        metavar="HOST:PORT",
+        help="loopback, for the trainer and other processes of this machine",
+    )
     parser.add_argument("--no-trainer", action="store_true", help="start no trainer; one may attach")
     for name, text in _TRAINER_OPTIONS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", metavar="N", help=f"handed to the trainer: {text}")
     parser.add_argument("--log-level", choices=_LEVELS, default="info")
     parser.add_argument("--log-file", type=Path, metavar="FILE", help="instead of standard error")
+    server_access.add_options(parser)
     return parser
 
 
@@ -43,9 +54,18 @@ def _config(arguments: argparse.Namespace) -> ServiceConfig:
         domain=arguments.domain.resolve(),
         data=arguments.data.resolve(),
         listen=arguments.listen,
+        local_listen=arguments.local_listen,
+        access=_access(arguments),
         start_trainer=not arguments.no_trainer,
         trainer_options=tuple(options),
     )
+
+
+def _access(arguments: argparse.Namespace) -> ServerAccess:
+    """As told; the data folder's own credential file counts where it exists and no other is named."""
+    access = server_access.from_options(arguments)
+    own = arguments.data.resolve() / CREDENTIALS
+    return replace(access, credentials=own) if access.credentials is None and own.exists() else access
 
 
 def _configure_logging(level: str, file: Path | None) -> None:
@@ -58,12 +78,12 @@ def _configure_logging(level: str, file: Path | None) -> None:
 
 
 def main() -> None:
-    """Runs until SIGTERM or SIGINT: exit code 0. 78 for a wrong domain, 1 when it cannot start otherwise."""
+    """Runs until SIGTERM or SIGINT: exit code 0. 78: a wrong domain or setting; 1: it cannot start."""
     arguments = _parser().parse_args()
     try:
         _configure_logging(arguments.log_level, arguments.log_file)
         asyncio.run(serve(_config(arguments)))
-    except DomainError as error:
+    except (DomainError, AccessError, CredentialFileError) as error:
         # Starting again is of no use: the supervisor knows this code.
         print(f"turnwise_learner: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(os.EX_CONFIG)

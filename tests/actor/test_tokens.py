@@ -4,6 +4,8 @@ import base64
 import dataclasses
 import logging
 import os
+import stat
+import time
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,11 @@ import pytest
 from turnwise.v1 import dialogue_pb2 as pb
 from turnwise.v1 import token_pb2
 from turnwise_actor import facts
-from turnwise_actor.errors import TokenError
+from turnwise_actor.branches import Branches
+from turnwise_actor.config import ActorConfig
+from turnwise_actor.errors import PreconditionError, TokenError
 from turnwise_actor.policy import Domain
-from turnwise_actor.tokens import KeyFileError, KeyRing, Tokens
+from turnwise_actor.tokens import KeyFileError, KeyRing, Tokens, rotate_keys
 
 from .conftest import DOMAIN, ActorFactory, eventually, write_keys
 from .frontend import Frontend, refusal, seen
@@ -134,6 +138,82 @@ def test_the_active_key_changes_with_the_file(key_file: Path, domain: Domain) ->
     assert ring.active.name == "ab12cd34"
     now = 1.0
     assert ring.active.name == "00000002"
+
+
+async def test_a_rotated_key_opens_for_as_long_as_tokens_may_be_old_and_not_after(
+    key_file: Path, domain: Domain
+) -> None:
+    now = time.time()
+    ring = KeyRing(key_file, domain.name, clock=lambda: now, now=lambda: now)
+    tokens = Tokens(ring, domain.name)
+    old = tokens.seal("d1", token_pb2.TokenState(user="ann"))
+    assert rotate_keys(key_file, now) == 1
+    now += 1
+    new = tokens.seal("d2", token_pb2.TokenState(user="ben"))
+    assert (old[1:5] != new[1:5], tokens.open(old).state.user, tokens.open(new).state.user) == (
+        True,
+        "ann",
+        "ben",
+    )
+    now += 90 * DAY_S
+    assert tokens.open(old).state.user == "ann"
+    now += 301
+    with pytest.raises(TokenError) as refused:
+        tokens.open(old)
+    assert refused.value.reason == "TOKEN_FOREIGN"
+    assert tokens.open(new).state.user == "ben", "the active key has no age"
+    assert rotate_keys(key_file, now) == 1, "the first is gone, the second is kept"
+    assert stat.S_IMODE(key_file.stat().st_mode) == 0o600
+
+
+def test_a_malformed_key_file_is_not_rotated(key_file: Path) -> None:
+    key_file.write_text('{"active": "xyz"}')
+    with pytest.raises(KeyFileError, match="malformed"):
+        rotate_keys(key_file)
+    assert key_file.read_text() == '{"active": "xyz"}'
+
+
+async def test_a_request_sent_again_and_a_token_used_again_train_nothing_twice(
+    new_actor: ActorFactory, learner: LearnerEnd
+) -> None:
+    (_, one), (_, other) = await new_actor(), await new_actor()
+    token = (await one.start("d1")).token
+    turns = [await bot.act(token, request_id="r1") for bot in (one, other, one)]
+    assert len({turn.decision_id for turn in turns}) == 1
+    for bot in (one, other, one):
+        await bot.feedback(turns[0], feedback_id="f1", reward=1.0)
+        await bot.end(turns[0].token, request_id="e1", reward=1.0)
+    await eventually(lambda: len(learner.facts) == 5)
+    assert set(learner.facts) == {
+        "s:d1",
+        f"d:{turns[0].decision_id}",
+        "f:f1",
+        "f:e1",
+        f"e:d1:{turns[0].decision_id}",
+    }
+
+
+async def test_one_token_has_a_bounded_number_of_branches(
+    new_actor: ActorFactory, config: ActorConfig, learner: LearnerEnd
+) -> None:
+    _, bot = await new_actor(token=dataclasses.replace(config.token, max_branches=3))
+    turn = await bot.act((await bot.start("d1")).token)
+    branches = [await bot.act(turn.token, seen(f"way {n}"), request_id=f"r{n}") for n in range(3)]
+    told = await refusal(bot.act(turn.token, seen("one more")))
+    assert (told.code, told.reason) == ("FAILED_PRECONDITION", "TOKEN_BRANCHES")
+    again = await bot.act(turn.token, seen("way 1"), request_id="r1")
+    assert again.decision_id == branches[1].decision_id, "a retry is no new branch"
+    assert (await bot.act(branches[0].token)).index == 2, "and each of them goes on"
+    await eventually(lambda: len(learner.of_kind("decided")) == 5)
+
+
+def test_branches_are_forgotten_the_oldest_first(config: ActorConfig) -> None:
+    branches = Branches(dataclasses.replace(config.token, max_branches=1, max_branched=2))
+    for parent in ("a", "b", "a", "c"):  # b is the one used longest ago
+        branches.add("d1", parent, f"child of {parent}")
+    with pytest.raises(PreconditionError):
+        branches.add("d1", "a", "another")
+    branches.add("d1", "b", "another")
 
 
 def test_a_key_file_that_breaks_leaves_the_keys_as_they_were(

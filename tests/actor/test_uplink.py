@@ -7,10 +7,10 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-import grpc.aio
 import pytest
 
 from turnwise.v1 import training_pb2
+from turnwise_actor.access.client_access import ClientAccess, Link
 from turnwise_actor.config import ActorConfig, UplinkConfig
 from turnwise_actor.spool import Spool
 from turnwise_actor.uplink import Uplink
@@ -27,18 +27,19 @@ class Rig:
     """An uplink with nothing else around it."""
 
     def __init__(self, folder: Path, learner: LearnerEnd, config: UplinkConfig) -> None:
-        self.channel = grpc.aio.insecure_channel(
+        self.link = Link(
             learner.address,
-            options=[("grpc.max_reconnect_backoff_ms", 200), ("grpc.initial_reconnect_backoff_ms", 50)],
+            ClientAccess(),
+            [("grpc.max_reconnect_backoff_ms", 200), ("grpc.initial_reconnect_backoff_ms", 50)],
         )
         self.spool = Spool(folder, "a", max_bytes=1_000_000, segment_bytes=2_000)
-        self.uplink = Uplink(self.channel, self.spool, config, lambda: training_pb2.ActorReport(address="a"))
+        self.uplink = Uplink(self.link, self.spool, config, lambda: training_pb2.ActorReport(address="a"))
         self.uplink.start()
 
     async def close(self) -> bool:
         clean = await self.uplink.close(1.0)
         await self.spool.close()
-        await self.channel.close(None)
+        await self.link.close()
         return clean
 
 

@@ -1,5 +1,6 @@
 """What holds for the tree as a whole: generated code, import rules, documents that run."""
 
+import ast
 import os
 import re
 import subprocess
@@ -60,6 +61,42 @@ def test_the_sdk_installs_with_grpcio_and_protobuf_alone() -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "client")}
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert ran.stdout.strip() == "[]", ran.stderr
+
+
+def network_facing() -> list[Path]:
+    """Our sources. Of the trainer's, what hears the service: its checkpoints, on disk, are RLlib's."""
+    folders = ("client", "actor", "learner", "deploy")
+    files = [file for folder in folders for file in (ROOT / folder).rglob("*.py")]
+    return [file for file in files if "trainer" not in file.parts or file.name == "service_link.py"]
+
+
+def what_runs_the_bytes_it_reads(source: str) -> set[str]:
+    """Names in a source by which bytes that are read could become code."""
+    modules = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib", "torch"}
+    calls = {"eval", "exec", "allow_pickle", "unsafe_load", "full_load", "UnsafeLoader", "FullLoader"}
+    found = set[str]()
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Import(names=names):
+                found |= {name.name.partition(".")[0] for name in names} & modules
+            case ast.ImportFrom(module=str(module)):
+                found |= {module.partition(".")[0]} & modules
+            case ast.Name(id=name) | ast.Attribute(attr=name) | ast.keyword(arg=str(name)):
+                found |= {name} & calls
+            case _:
+                pass
+    return found
+
+
+def test_no_bytes_from_the_network_are_unpickled_or_run() -> None:
+    files = network_facing()
+    assert len(files) > 60
+    found = {file.name: what_runs_the_bytes_it_reads(file.read_text()) for file in files}
+    assert not {name: names for name, names in found.items() if names}
+    assert what_runs_the_bytes_it_reads("from pickle import loads") == {"pickle"}
+    assert what_runs_the_bytes_it_reads("import numpy\nnumpy.load(file, allow_pickle=True)") == {
+        "allow_pickle"
+    }
 
 
 @pytest.mark.parametrize("module", ["turnwise_actor.__main__", "turnwise_learner.__main__"])

@@ -130,6 +130,17 @@ def test_a_learner_that_cannot_start_ends_the_deployment_with_its_last_words(con
     assert not any(deployment.pids().values())
 
 
+def test_an_address_that_others_reach_is_refused_before_anything_starts(config):
+    open_to_all = LocalConfig(**{**vars(config), "host": "0.0.0.0"})
+    with pytest.raises(DeploymentError, match=r"0\.0\.0\.0:0 can be reached .* --tls-cert"):
+        LocalDeployment(open_to_all).start()
+    assert not config.data.exists()
+    process = up_command(config, "--host", "0.0.0.0")
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "--tls-client-ca or --credentials; or --insecure" in err
+
+
 def test_settings_that_cannot_be_are_refused():
     with pytest.raises(DeploymentError, match="at least 1"):
         LocalConfig(domain=DOMAIN, actors=0)

@@ -1,8 +1,12 @@
 """The configuration of the learner's service process."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from turnwise._channels import stays_here
+from turnwise_actor.access.client_access import LOCAL_TOKEN
+from turnwise_actor.access.server_access import ServerAccess
 
 _FOLDERS = ("checkpoints", "policies", "spool", "logs")
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}
@@ -18,6 +22,11 @@ class ServiceConfig:
     """The data folder; created where missing. On a local disk: the journal relies on its locks and fsync."""
     listen: str = "127.0.0.1:50050"
     """HOST:PORT; port 0 lets the system choose, see `learner.address` in the data folder."""
+    access: ServerAccess = field(default_factory=ServerAccess)
+    """Who may connect at `listen`, over what."""
+    local_listen: str = "127.0.0.1:0"
+    """Loopback address of the door for this machine's own processes, the trainer among them: plain text, for
+    whoever can read `local_token` of the data folder. Its address is in `learner.local` there."""
     start_trainer: bool = True
     """False: no trainer child; a trainer started elsewhere may attach."""
     trainer_command: tuple[str, ...] = (sys.executable, "-m", "turnwise_learner.trainer")
@@ -34,9 +43,14 @@ class ServiceConfig:
     """On shutdown: time for the trainer's last checkpoint, before it is killed."""
 
     def __post_init__(self) -> None:
-        host, _, port = self.listen.rpartition(":")
-        if not host or not port.isdecimal() or int(port) > 65535:
-            raise ValueError(f"listen: got {self.listen!r}, wanted HOST:PORT with a port from 0 to 65535")
+        for name in ("listen", "local_listen"):
+            got = getattr(self, name)
+            host, _, port = got.rpartition(":")
+            if not host or not port.isdecimal() or int(port) > 65535:
+                raise ValueError(f"{name}: got {got!r}, wanted HOST:PORT with a port from 0 to 65535")
+        if not stays_here(self.local_listen):
+            raise ValueError(f"local_listen: got {self.local_listen!r}, wanted a loopback address")
+        self.access.check(self.listen)
         for name in ("max_pending_bytes", "max_message_bytes", "command_timeout_s", "trainer_exit_wait_s"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}: got {getattr(self, name)}, wanted more than 0")
@@ -45,6 +59,11 @@ class ServiceConfig:
     def policies(self) -> Path:
         """Folder of policy files."""
         return self.data / "policies"
+
+    @property
+    def local_token(self) -> Path:
+        """Holds the token of the local door: another one after every start."""
+        return self.data / LOCAL_TOKEN
 
     @property
     def trainer_log(self) -> Path:

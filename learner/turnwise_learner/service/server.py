@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import secrets
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,6 +14,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from turnwise.v1 import dialogue_pb2, training_pb2, training_pb2_grpc
+from turnwise_actor.access.files import write_secret
+from turnwise_actor.access.guard import Guard, Local, callers_of
 from turnwise_actor.policy import Domain
 from turnwise_learner.journal import journal_path
 from turnwise_learner.service import versions
@@ -29,7 +32,7 @@ from turnwise_learner.service.training import TrainingServicer
 log = logging.getLogger(__name__)
 
 _SERVICES = tuple(
-    training_pb2.DESCRIPTOR.services_by_name[name].full_name for name in ("Training", "Operator", "Trainer")
+    training_pb2.DESCRIPTOR.services_by_name[name].full_name for name in ("Training", "Operator")
 )
 _LAST_CALLS_S = 0.5
 """Time for calls in flight, once the trainer has ended."""
@@ -47,8 +50,14 @@ _PARAMETERS = (
 class Service:
     """The learner's service process: started once, stopped once.
 
+    It has two doors. Actors and operators come in at `address`, as `config.access` says. The trainer comes in
+    at `local_address`, and so may other processes of this machine that can read the data folder.
+
     Life: `start` opens the journal, listens, starts the trainer child. `stop` takes no more facts, lets the
     trainer end while its last messages are still heard, then ends the remaining calls and closes the journal.
+
+
+    Raises on construction: CredentialFileError.
     """
 
     def __init__(
@@ -61,13 +70,22 @@ class Service:
         self.broadcast = Broadcast()
         self.address = ""
         """HOST:PORT, once it listens."""
+        self.local_address = ""
+        """HOST:PORT of the local door."""
         self._actors = Actors()
         self._link = TrainerLink(journal, self.broadcast, config.policies, orders)
         self._training = TrainingServicer(journal, self.broadcast, self._actors, domain.fingerprint)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        self._local_token = secrets.token_urlsafe(32)
+        self._local_guard = Guard(Local(self._local_token))
+        callers = callers_of(config.access)
+        self._guard = None if callers is None else Guard(callers)
+        options = (*_PARAMETERS, ("grpc.max_receive_message_length", config.max_message_bytes))
         self._server = grpc.aio.server(
-            options=(*_PARAMETERS, ("grpc.max_receive_message_length", config.max_message_bytes))
+            interceptors=() if self._guard is None else (self._guard,), options=options
         )
+        self._local_server = grpc.aio.server(interceptors=(self._local_guard,), options=options)
+        self._watching: asyncio.Task[None] | None = None
         self.supervisor: Supervisor | None = None
         """Set while a trainer child is kept."""
 
@@ -76,13 +94,20 @@ class Service:
 
         Raises:
             OSError: The address cannot be listened on.
+            AccessError: A certificate or key is wrong.
         """
         await self._recall()
         self._register()
         self.address = self._config.address(self._bind())
+        self.local_address = self._bind_local()
         await self._server.start()
+        await self._local_server.start()
+        if self._guard is not None:
+            self._watching = asyncio.create_task(self._guard.watch(), name="guard")
         for name in ("", *_SERVICES):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        write_secret(self._config.local_token, self._local_token)
+        _replace(self._config.data / "learner.local", self.local_address)
         _replace(self._config.data / "learner.address", self.address)
         log.info("listening on %s, journal at %d", self.address, self.journal.last_cursor)
         if self._config.start_trainer:
@@ -97,8 +122,12 @@ class Service:
         if self.supervisor is not None:
             await self.supervisor.stop()
         self.broadcast.close()
-        await self._server.stop(_LAST_CALLS_S)
-        (self._config.data / "learner.address").unlink(missing_ok=True)
+        await asyncio.gather(self._server.stop(_LAST_CALLS_S), self._local_server.stop(_LAST_CALLS_S))
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
+        for name in ("learner.address", "learner.local"):
+            (self._config.data / name).unlink(missing_ok=True)
 
     async def _recall(self) -> None:
         """Puts the newest policy on air, and records what a killed service could not."""
@@ -135,10 +164,11 @@ class Service:
             self._trainer_restarts,
             self._config.command_timeout_s,
         )
-        training_pb2_grpc.add_TrainingServicer_to_server(self._training, self._server)
-        training_pb2_grpc.add_OperatorServicer_to_server(operator, self._server)
-        training_pb2_grpc.add_TrainerServicer_to_server(TrainerServicer(self._link), self._server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        for server in (self._server, self._local_server):
+            training_pb2_grpc.add_TrainingServicer_to_server(self._training, server)
+            training_pb2_grpc.add_OperatorServicer_to_server(operator, server)
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        training_pb2_grpc.add_TrainerServicer_to_server(TrainerServicer(self._link), self._local_server)
         names = (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
 
@@ -147,16 +177,24 @@ class Service:
 
     def _bind(self) -> int:
         try:
-            return self._server.add_insecure_port(self._config.listen)
+            return self._config.access.bind(self._server, self._config.listen)
         except RuntimeError as error:
             raise OSError(f"cannot listen on {self._config.listen}: is the port taken?") from error
+
+    def _bind_local(self) -> str:
+        address = self._config.local_listen
+        try:
+            port = self._local_server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {address}: is the port taken?") from error
+        return f"{address.rpartition(':')[0]}:{port}"
 
     def _supervise(self) -> Supervisor:
         config = self._config
         command = (
             *config.trainer_command,
             *("--data", str(config.data), "--domain", str(config.domain)),
-            *("--service", self.address, "--parent-pid", str(os.getpid())),
+            *("--service", self.local_address, "--parent-pid", str(os.getpid())),
             *config.trainer_options,
         )
         return Supervisor(command, config.trainer_log, config.trainer_exit_wait_s)
@@ -169,6 +207,7 @@ async def running(config: ServiceConfig) -> AsyncIterator[Service]:
     Raises:
         DomainError: The domain file is wrong.
         JournalError: Another learner holds the journal, or it cannot be opened.
+        AccessError, CredentialFileError: A certificate, key, or the credential file is wrong.
         OSError: A file or folder cannot be written, or the address cannot be listened on.
     """
     domain = Domain.load(config.domain)

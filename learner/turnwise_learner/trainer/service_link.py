@@ -15,6 +15,8 @@ from collections.abc import Iterator
 import grpc
 
 from turnwise.v1 import training_pb2, training_pb2_grpc
+from turnwise_actor.access.client_access import ClientAccess
+from turnwise_actor.access.server_access import AccessError
 
 logger = logging.getLogger(__name__)
 
@@ -25,13 +27,17 @@ class ServiceLink:
     """Keeps one Attach stream alive from a thread of its own.
 
     Args:
-        address: host:port of the service, on loopback.
+        address: host:port of the service's local door.
+        access: What opens it.
         hello: First message; its `cause` is sent once, later streams are reconnects.
         wake: Set whenever the trainer's loop has something to look at.
     """
 
-    def __init__(self, address: str, hello: training_pb2.TrainerHello, wake: threading.Event) -> None:
+    def __init__(
+        self, address: str, access: ClientAccess, hello: training_pb2.TrainerHello, wake: threading.Event
+    ) -> None:
         self._address = address
+        self._access = access
         self._hello = hello
         self._wake = wake
         self._commands: queue.SimpleQueue[training_pb2.TrainerCommand] = queue.SimpleQueue()
@@ -87,13 +93,15 @@ class ServiceLink:
         attempt = 0
         while not self._stopping.is_set():
             try:
-                with grpc.insecure_channel(self._address, _OPTIONS) as channel:
+                with self._access.channel(self._address, _OPTIONS) as channel:
                     self._talk(training_pb2_grpc.TrainerStub(channel))
                 attempt = 0
             except grpc.RpcError as error:
                 if self._is_final(error):
                     return
-                logger.info("the learner service is away: %s", error.code())
+                logger.info("the learner service is away: %s, %s", error.code(), error.details())
+            except AccessError as error:
+                logger.info("the learner service is away: %s", error)
             self._stopping.wait(_RECONNECT_S[min(attempt, len(_RECONNECT_S) - 1)])
             attempt += 1
 

@@ -16,6 +16,7 @@ import torch
 from ray.rllib.core import COMPONENT_LEARNER_GROUP
 
 from turnwise.v1 import dialogue_pb2, training_pb2
+from turnwise_actor.access.client_access import LOCAL_TOKEN, ClientAccess
 from turnwise_actor.policy import Domain, Exploration, PolicyVersion
 from turnwise_learner.journal import JournalReader, journal_path
 from turnwise_learner.trainer.algorithm import TurnwiseDQN, TurnwiseDQNConfig
@@ -74,7 +75,8 @@ class Training:
         self.algorithm.env_runner.attach(JournalFeed(self._reader, domain, wake))
         self.algorithm.idle_wait_s = config.idle_wait_s
         resumed = self._last_checkpoint is not None or self._reader.last_generation() > 0
-        self._link = ServiceLink(config.service, hello(self._reader.journal_id, resumed), wake)
+        access = ClientAccess(token_file=config.data / LOCAL_TOKEN)
+        self._link = ServiceLink(config.service, access, hello(self._reader.journal_id, resumed), wake)
         welcome = self._link.wait_for_welcome(_WELCOME_TIMEOUT_S)
         self.algorithm.paused = welcome.paused
         for order in welcome.exploration:

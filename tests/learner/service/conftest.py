@@ -12,6 +12,7 @@ import grpc.aio
 import pytest
 
 from turnwise.v1 import dialogue_pb2, training_pb2, training_pb2_grpc
+from turnwise_actor.access.client_access import LOCAL_TOKEN, ClientAccess
 from turnwise_actor.policy import Domain, Policy, PolicyVersion, initial_policy
 from turnwise_learner.service.config import ServiceConfig
 from turnwise_learner.service.server import Service, running
@@ -177,8 +178,10 @@ def attach(config: ServiceConfig) -> Callable[..., Any]:
 
     @asynccontextmanager
     async def attach(service: Service, cause: str = "start", **hello: Any) -> AsyncIterator[FakeTrainer]:
-        async with grpc.aio.insecure_channel(service.address) as channel:
-            call: Any = training_pb2_grpc.TrainerStub(channel).Attach()  # type: ignore[no-untyped-call]
+        token = ClientAccess(token_file=config.data / LOCAL_TOKEN).metadata()
+        async with grpc.aio.insecure_channel(service.local_address) as channel:
+            stub: Any = training_pb2_grpc.TrainerStub(channel)
+            call: Any = stub.Attach(metadata=token)
             trainer = FakeTrainer(call, config.data)
             hello = {"journal_id": service.journal.journal_id, "pid": 4711, "cause": cause, **hello}
             await trainer.say(hello=training_pb2.TrainerHello(**hello))

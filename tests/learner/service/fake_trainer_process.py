@@ -11,9 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import grpc
-
 from turnwise.v1 import dialogue_pb2, training_pb2, training_pb2_grpc
+from turnwise_actor.access.client_access import LOCAL_TOKEN, ClientAccess
 from turnwise_actor.policy import Domain, PolicyVersion, initial_policy
 from turnwise_learner.journal import JournalReader, journal_path
 
@@ -36,7 +35,8 @@ def main() -> None:
     with JournalReader(journal_path(data)) as reader:
         hello = training_pb2.TrainerHello(pid=os.getpid(), cause="start", journal_id=reader.journal_id)
     said.put(training_pb2.TrainerMessage(hello=hello))
-    stub = training_pb2_grpc.TrainerStub(grpc.insecure_channel(arguments.service))
+    access = ClientAccess(token_file=data / LOCAL_TOKEN)
+    stub = training_pb2_grpc.TrainerStub(access.channel(arguments.service))
     call: Any = stub.Attach(iter(said.get, None))
     generation = next(call).welcome.generation
 

@@ -16,6 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from turnwise.v1 import training_pb2, training_pb2_grpc
+from turnwise_actor.access.credentials import CREDENTIALS, add_credential
 from turnwise_learner.journal import JournalReader, journal_path
 
 FAKE_TRAINER = Path(__file__).with_name("fake_trainer_process.py")
@@ -150,11 +151,29 @@ def test_a_wrong_domain_file_ends_with_a_message(config, start):
     assert "Traceback" not in message
 
 
+def test_a_learner_that_others_could_reach_does_not_start(start):
+    refused = start("--no-trainer", "--listen", "0.0.0.0:0").process
+    message = refused.communicate(timeout=20)[1]
+    assert refused.returncode == os.EX_CONFIG
+    assert "0.0.0.0:0 can be reached from other machines: wanted --tls-cert and --tls-key, and" in message
+    assert "Traceback" not in message
+
+
+def test_the_data_folders_credentials_are_taken_without_a_flag(start, config):
+    add_credential(config.data / CREDENTIALS, "ann", ["operator"])
+    with (
+        grpc.insecure_channel(start("--no-trainer").address()) as channel,
+        pytest.raises(grpc.RpcError) as no,
+    ):
+        training_pb2_grpc.OperatorStub(channel).GetStatus(training_pb2.GetStatusRequest(), timeout=5)
+    assert no.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
 def test_health_and_reflection_answer(start):
     address = start("--no-trainer").address()
     with grpc.insecure_channel(address) as channel:
         health = health_pb2_grpc.HealthStub(channel)
-        for name in ("", "turnwise.v1.Training", "turnwise.v1.Operator", "turnwise.v1.Trainer"):
+        for name in ("", "turnwise.v1.Training", "turnwise.v1.Operator"):
             answer = health.Check(health_pb2.HealthCheckRequest(service=name), timeout=5)
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
         services = ProtoReflectionDescriptorDatabase(channel).get_services()

@@ -5,6 +5,7 @@ import grpc.aio
 import pytest
 
 from turnwise.v1 import training_pb2, training_pb2_grpc
+from turnwise_actor.access.client_access import LOCAL_TOKEN, ClientAccess, Link
 from turnwise_actor.policy import PolicyVersion
 from turnwise_learner.journal import journal_path
 from turnwise_learner.service.server import running
@@ -62,12 +63,14 @@ async def test_a_trainer_that_does_not_belong_here_is_refused(service, attach, h
     assert not service._link.attached
 
 
-async def test_a_stream_without_a_hello_is_refused(service, channel):
-    stub: Any = training_pb2_grpc.TrainerStub(channel)
-    call = stub.Attach()
+async def test_a_stream_without_a_hello_is_refused(service, config):
+    link = Link(service.local_address, ClientAccess(token_file=config.data / LOCAL_TOKEN))
+    stub: Any = training_pb2_grpc.TrainerStub(link.channel())
+    call = stub.Attach(metadata=link.metadata())
     await call.write(training_pb2.TrainerMessage(report=training_pb2.TrainerReport()))
     with pytest.raises(grpc.aio.AioRpcError, match="wanted hello"):
         await call.read()
+    await link.close()
 
 
 async def test_a_new_trainer_takes_the_place_of_the_old(service, attach, eventually):

@@ -78,7 +78,7 @@ async def learner(folder: Path, idle_wait_s: float = 0.02, **learning: Any) -> A
         trainer = TrainerConfig(
             config.data,
             domain,
-            service.address,
+            service.local_address,
             idle_wait_s=idle_wait_s,
             # At every step, so that steps can be counted.
             publish_every_s=0.0,

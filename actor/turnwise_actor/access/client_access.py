@@ -1,0 +1,197 @@
+"""How a client gets in: the CA that it trusts, its own certificate, its bearer token."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grpc
+import grpc.aio
+
+from turnwise._channels import stays_here
+from turnwise_actor.access.files import Stamp, stamp
+from turnwise_actor.access.server_access import AccessError, check_pair, read_ca
+
+Metadata = tuple[tuple[str, str], ...]
+Options = Sequence[tuple[str, int]]
+
+LOCAL_TOKEN = Path("keys", "local-token")
+"""Where a data folder has the token of its learner's local door."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ClientAccess:
+    """What a client brings to a server. The default is for loopback: plain text, nobody in particular."""
+
+    tls: bool = False
+    """TLS although no `ca` is named: the system's are trusted."""
+    ca: Path | None = None
+    """PEM: the CA of the server's certificate."""
+    certificate: Path | None = None
+    """PEM: the client's own certificate, for mutual TLS."""
+    key: Path | None = None
+    """PEM: its private key."""
+    token_file: Path | None = None
+    """Holds the bearer token; read for every call and stream, so it may change at any time."""
+
+    def __post_init__(self) -> None:
+        if (self.certificate is None) != (self.key is None):
+            raise AccessError("certificate and key of the client: got one of them; wanted both")
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether the connection is TLS."""
+        return self.tls or self.ca is not None or self.certificate is not None
+
+    def check(self, address: str) -> None:
+        """Raises AccessError when the token would travel to another machine in plain text."""
+        if self.token_file is not None and not self.encrypted and not stays_here(address):
+            raise AccessError(f"the token in {self.token_file} would go to {address} unencrypted; wanted TLS")
+
+    def channel_credentials(self) -> grpc.ChannelCredentials | None:
+        """From the files as they are now; None: plain text. Raises AccessError."""
+        if not self.encrypted:
+            return None
+        roots = None if self.ca is None else read_ca(self.ca)
+        if self.certificate is None or self.key is None:
+            return grpc.ssl_channel_credentials(roots)
+        check_pair(self.certificate, self.key)
+        return grpc.ssl_channel_credentials(roots, self.key.read_bytes(), self.certificate.read_bytes())
+
+    def token(self) -> str:
+        """The bearer token as the file has it now. Raises AccessError."""
+        assert self.token_file is not None
+        try:
+            token = self.token_file.read_text().strip()
+        except (OSError, ValueError) as error:
+            raise AccessError(f"token file {self.token_file}: {type(error).__name__}") from error
+        if not token.isascii() or not token.isprintable() or not token:
+            raise AccessError(f"token file {self.token_file}: wanted one line of ASCII")
+        return token
+
+    def metadata(self) -> Metadata:
+        """What goes with a call or stream that begins now. Raises AccessError."""
+        return () if self.token_file is None else (("authorization", f"Bearer {self.token()}"),)
+
+    def stamps(self) -> tuple[Stamp, ...]:
+        """Changes when the files that make a connection do."""
+        return tuple(stamp(file) for file in (self.ca, self.certificate, self.key) if file is not None)
+
+    def channel(self, address: str, options: Options = ()) -> grpc.Channel:
+        """A channel whose calls bring the token. Raises AccessError."""
+        self.check(address)
+        credentials = self.channel_credentials()
+        if credentials is None:
+            channel = grpc.insecure_channel(address, list(options))
+        else:
+            channel = grpc.secure_channel(address, credentials, list(options))
+        if self.token_file is not None:
+            channel = grpc.intercept_channel(channel, _Bearer(self.metadata))
+        return channel
+
+
+class Link:
+    """The way to one server over asyncio, for as long as the process lives.
+
+    The channel is made anew when certificate files have changed, so that renewing them needs no restart.
+    Files that are broken meanwhile, or missing, leave the channel as it was.
+
+    Raises on construction: AccessError.
+    """
+
+    def __init__(self, address: str, access: ClientAccess, options: Options = ()) -> None:
+        access.check(address)
+        self._address = address
+        self._access = access
+        self._options = list(options)
+        self._stamps = access.stamps()
+        self._channel = self._connect()
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def channel(self) -> grpc.aio.Channel:
+        """The channel to begin a call or stream on."""
+        stamps = self._access.stamps()
+        if stamps != self._stamps:
+            self._stamps = stamps
+            self._renew()
+        return self._channel
+
+    def metadata(self) -> Metadata:
+        """What goes with a call or stream that begins now: nothing while the token cannot be read."""
+        try:
+            return self._access.metadata()
+        except AccessError as error:
+            logger.warning("%s", error)
+            return ()
+
+    async def close(self) -> None:
+        """Ends the connection and all that goes on over it."""
+        await asyncio.gather(*self._closing)
+        await self._channel.close(None)
+
+    def _renew(self) -> None:
+        try:
+            renewed = self._connect()
+        except AccessError as error:
+            logger.error("keeping the certificates as they were: %s", error)
+            return
+        # What goes on over the old connection breaks, and is begun anew over this one.
+        task = asyncio.ensure_future(_close(self._channel))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+        self._channel = renewed
+
+    def _connect(self) -> grpc.aio.Channel:
+        credentials = self._access.channel_credentials()
+        if credentials is None:
+            return grpc.aio.insecure_channel(self._address, self._options)
+        return grpc.aio.secure_channel(self._address, credentials, self._options)
+
+
+async def _close(channel: grpc.aio.Channel) -> None:
+    await channel.close(None)
+
+
+class _Details(NamedTuple):
+    """grpc.ClientCallDetails with other metadata."""
+
+    method: str
+    timeout: float | None
+    metadata: Any
+    credentials: Any
+    wait_for_ready: Any
+    compression: Any
+
+
+class _Bearer(
+    grpc.UnaryUnaryClientInterceptor,  # type: ignore[type-arg]
+    grpc.UnaryStreamClientInterceptor,  # type: ignore[type-arg]
+    grpc.StreamStreamClientInterceptor,  # type: ignore[type-arg]
+):
+    """Adds the token, as it is now, to every call."""
+
+    def __init__(self, metadata: Callable[[], Metadata]) -> None:
+        self._metadata = metadata
+
+    def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        """See grpc.UnaryUnaryClientInterceptor."""
+        details = client_call_details
+        metadata = (*(details.metadata or ()), *self._metadata())
+        named = (getattr(details, name, None) for name in _Details._fields[3:])
+        return continuation(_Details(details.method, details.timeout, metadata, *named), request)
+
+    def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        """See grpc.UnaryStreamClientInterceptor."""
+        return self.intercept_unary_unary(continuation, client_call_details, request)
+
+    def intercept_stream_stream(
+        self, continuation: Any, client_call_details: Any, request_iterator: Any
+    ) -> Any:
+        """See grpc.StreamStreamClientInterceptor."""
+        return self.intercept_unary_unary(continuation, client_call_details, request_iterator)

@@ -1,0 +1,178 @@
+"""How a server lets callers in: TLS, client certificates, credentials; and what it refuses to do without."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import ssl
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+import grpc
+import grpc.aio
+
+from turnwise._channels import stays_here
+from turnwise_actor.access.files import Stamp, stamp
+
+logger = logging.getLogger(__name__)
+
+
+class AccessError(ValueError):
+    """The settings do not fit together or to the address, or a file of them is wrong: says what to change."""
+
+
+@dataclass(frozen=True)
+class ServerAccess:
+    """Who may connect to a server, over what. The default suits loopback alone: plain text, anybody."""
+
+    certificate: Path | None = None
+    """PEM: the server's certificate, then those between it and the CA. Read anew when it changes."""
+    key: Path | None = None
+    """PEM: its private key."""
+    client_ca: Path | None = None
+    """PEM: the CA of client certificates. Given: a client without such a certificate cannot connect."""
+    credentials: Path | None = None
+    """The credential file. Given: every call needs a credential of it and one of the call's roles."""
+    insecure: bool = False
+    """Lets anybody in, in plain text, at any address."""
+
+    def __post_init__(self) -> None:
+        if (self.certificate is None) != (self.key is None):
+            raise AccessError("--tls-cert and --tls-key: got one of them; wanted both")
+        if self.client_ca is not None and self.certificate is None:
+            raise AccessError("--tls-client-ca: wanted --tls-cert and --tls-key beside it")
+
+    @property
+    def guarded(self) -> bool:
+        """Whether callers must say who they are."""
+        return self.client_ca is not None or self.credentials is not None
+
+    def check(self, address: str) -> None:
+        """Raises AccessError when listening at the address would let others in unasked."""
+        if self.insecure or stays_here(address):
+            return
+        missing = [] if self.certificate else ["--tls-cert and --tls-key"]
+        missing += [] if self.guarded else ["--tls-client-ca or --credentials"]
+        if missing:
+            raise AccessError(
+                f"{address} can be reached from other machines: wanted {', and '.join(missing)}; "
+                "or --insecure, which leaves that door open"
+            )
+
+    def bind(self, server: grpc.aio.Server, address: str) -> int:
+        """Has the server listen at the address; returns the port.
+
+        Raises:
+            AccessError: A certificate or key is wrong.
+            RuntimeError: The address cannot be listened on.
+        """
+        if self.certificate is None:
+            return server.add_insecure_port(address)
+        return server.add_secure_port(address, _Certificates(self).server_credentials())
+
+    def arguments(self) -> list[str]:
+        """As a command line that `from_options` reads."""
+        given = {
+            "--tls-cert": self.certificate,
+            "--tls-key": self.key,
+            "--tls-client-ca": self.client_ca,
+            "--credentials": self.credentials,
+        }
+        told = [part for flag, file in given.items() if file for part in (flag, str(file.absolute()))]
+        return [*told, *(["--insecure"] if self.insecure else [])]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `ServerAccess` to a command line."""
+    group = parser.add_argument_group("who may connect")
+    file = partial(group.add_argument, type=Path, metavar="FILE")
+    file("--tls-cert", help="the server's certificate chain, PEM; read anew when it changes")
+    file("--tls-key", help="its private key, PEM")
+    file("--tls-client-ca", help="mutual TLS: clients need a certificate of this CA, PEM")
+    file("--credentials", help="who may call what, see `turnwise credential`; read anew when it changes")
+    group.add_argument("--insecure", action="store_true", help="listen anywhere, in plain text, for anybody")
+
+
+def from_options(options: argparse.Namespace) -> ServerAccess:
+    """What the command line says. Raises AccessError."""
+    return ServerAccess(
+        certificate=options.tls_cert,
+        key=options.tls_key,
+        client_ca=options.tls_client_ca,
+        credentials=options.credentials,
+        insecure=options.insecure,
+    )
+
+
+class _Certificates:
+    """A server's certificate as its files have it; looked at again at every handshake.
+
+    Files that do not fit together, as in the midst of a renewal, leave it as it was.
+    """
+
+    def __init__(self, access: ServerAccess) -> None:
+        assert access.certificate is not None
+        assert access.key is not None
+        self._certificate, self._key, self._client_ca = access.certificate, access.key, access.client_ca
+        self._stamps = self._look()
+        self._first = self._read()
+
+    def server_credentials(self) -> grpc.ServerCredentials:
+        """For `add_secure_port`."""
+        mutual = self._client_ca is not None
+        renewed = cast("Callable[[], grpc.ServerCertificateConfiguration]", self._renewed)
+        return grpc.dynamic_ssl_server_credentials(self._first, renewed, require_client_authentication=mutual)
+
+    def _renewed(self) -> grpc.ServerCertificateConfiguration | None:
+        """The files' content if they have changed. Called by gRPC, on a thread of its own."""
+        stamps = self._look()
+        if stamps == self._stamps:
+            return None
+        self._stamps = stamps
+        try:
+            renewed = self._read()
+        except AccessError as error:
+            logger.error("keeping the certificate as it was: %s", error)
+            return None
+        logger.info("read the certificate %s anew", self._certificate)
+        return renewed
+
+    def _look(self) -> Sequence[Stamp]:
+        files = (self._certificate, self._key, *([self._client_ca] if self._client_ca else []))
+        return [stamp(file) for file in files]
+
+    def _read(self) -> grpc.ServerCertificateConfiguration:
+        check_pair(self._certificate, self._key)
+        chain = (self._key.read_bytes(), self._certificate.read_bytes())
+        roots = None if self._client_ca is None else read_ca(self._client_ca)
+        return grpc.ssl_server_certificate_configuration([chain], roots)
+
+
+def check_pair(certificate: Path, key: Path) -> None:
+    """Raises AccessError unless the key is the certificate's; gRPC itself tells no more than "failed"."""
+    try:
+        ssl.create_default_context().load_cert_chain(certificate, key, password=_no_password)
+    except (OSError, ValueError) as error:
+        raise AccessError(f"certificate {certificate} with key {key}: {_reason(error)}") from error
+
+
+def read_ca(file: Path) -> bytes:
+    """The CA certificates of a PEM file. Raises AccessError."""
+    try:
+        ssl.create_default_context(cafile=file)
+        return file.read_bytes()
+    except (OSError, ValueError) as error:
+        raise AccessError(f"CA file {file}: {_reason(error)}") from error
+
+
+def _no_password() -> str:
+    raise ValueError("the key is encrypted; wanted one without a password")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ssl.SSLError):
+        return f"no PEM, or they do not belong together ({error.reason})"
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -1,0 +1,42 @@
+"""How many different continuations one decision may have at this actor.
+
+An actor keeps nothing about a dialogue, so a token that comes a second time cannot be told from the first
+time: a retry, a second tab and a thief look alike. What it can do is to remember, for the decisions
+continued last, which decisions came of them.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from turnwise_actor.config import TokenConfig
+from turnwise_actor.errors import PreconditionError
+
+
+class Branches:
+    """Counts the children of decisions; a retry that gives the same decision is the same child."""
+
+    def __init__(self, config: TokenConfig) -> None:
+        self._most = config.max_branches
+        self._remembered = config.max_branched
+        self._children: OrderedDict[tuple[str, str], frozenset[str]] = OrderedDict()
+
+    def add(self, dialogue_id: str, parent_id: str, child_id: str) -> None:
+        """Notes that a decision (empty: the dialogue's beginning) was continued by another.
+
+        Raises:
+            PreconditionError: It has had all the continuations that it may have.
+        """
+        parent = dialogue_id, parent_id
+        children = self._children.get(parent, frozenset())
+        if child_id not in children:
+            if len(children) >= self._most:
+                raise PreconditionError(
+                    f"this token has been continued in {self._most} different ways; go on from one of them, "
+                    "or begin a new dialogue",
+                    reason="TOKEN_BRANCHES",
+                )
+            self._children[parent] = children | {child_id}
+        self._children.move_to_end(parent)
+        if len(self._children) > self._remembered:
+            self._children.popitem(last=False)

@@ -36,6 +36,7 @@ class Ledger:
     _decisions: dict[str, _Decision] = field(default_factory=dict)
     _continued: dict[str, str] = field(default_factory=dict)
     _confirmed: dict[str, str] = field(default_factory=dict)
+    _unrecorded: set[str] = field(default_factory=set)
     _delivered: dict[str, tuple[int, str]] = field(default_factory=dict)
     _feedback: dict[tuple[str, str, str], list[tuple[int, str]]] = field(
         default_factory=lambda: defaultdict(list)
@@ -47,6 +48,7 @@ class Ledger:
             fact = row.fact
             kind = fact.WhichOneof("kind")
             self.counts["facts"] += 1
+            self._unrecorded.update(fact.unrecorded)
             if kind == "started":
                 self._continued[fact.dialogue_id] = fact.started.continues
             elif kind == "decided":
@@ -66,8 +68,9 @@ class Ledger:
         """Counts, and lists in `problems` what does not close."""
         self.counts["dialogues"] = len(self._continued)
         self.counts["decided"] = len(self._decisions)
+        self.counts["unrecorded"] = len(self._unrecorded - set(self._decisions))
         for decision_id, by in self._confirmed.items():
-            if decision_id not in self._decisions:
+            if decision_id not in self._decisions and decision_id not in self._unrecorded:
                 self.problems.append(f"{by} names decision {decision_id}, which is not in the journal")
         for decision_id, decision in self._decisions.items():
             self._count_decision(decision_id, decision)

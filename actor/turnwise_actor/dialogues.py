@@ -108,7 +108,7 @@ class Dialogues:
                     reason="TOKEN_FOREIGN",
                 )
             teacher = teacher or opened.state.user
-            unsettled, unrecorded = self._unsettled(opened.state), opened.state.unrecorded
+            unsettled, unrecorded = self._unsettled(opened.state), list(opened.state.unrecorded)
         self._checks.feedback(request)
         new = facts.from_feedback(request, teacher)
         new[0].unrecorded.extend(unrecorded)

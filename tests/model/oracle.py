@@ -99,6 +99,19 @@ class Oracle:
             reward = 0.0
         return Lesson(action, reward if action else None, frozenset(corrections.items()))
 
+    def rated_turns(self) -> set[str]:
+        named = {request.decision_id for request, _ in self.feedback.values()}
+        return {name for name in named if name and self.rated(name)}
+
+    def applied(self, there: Iterable[str]) -> int:
+        """Rewards and corrections that are learned from at gamma 0."""
+        count = 0
+        for name in self.learnable(there):
+            rewards, corrections = self._live(name)
+            went_out = self.lesson(name, True, False).action
+            count += len(corrections) + (len(rewards) if went_out else 0)
+        return count
+
     def rated(self, name: str) -> bool:
         return any(self._live(name))
 

@@ -31,7 +31,8 @@ from turnwise.v1 import dialogue_pb2 as pb
 from turnwise.v1 import training_pb2
 from turnwise_actor import facts
 from turnwise_actor.errors import PreconditionError, UnavailableError
-from turnwise_cli.ledger import Ledger
+from turnwise_cli.books import Books
+from turnwise_cli.ledger import Trainer, compare
 from turnwise_learner.trainer import env_runner
 
 EXAMPLES = int(os.environ.get("TURNWISE_MODEL_EXAMPLES", "100"))
@@ -435,7 +436,7 @@ class Conversations(RuleBasedStateMachine):
         assert set(oracle.ends_at) == ended - {""}
         self.compare_replay(there, journal)
         self.compare_counters(there)
-        self.check_ledger()
+        self.check_ledger(there)
 
     def rewards_of_ends(self) -> list[str]:
         return [name for name, request in self.oracle.ends.items() if request.HasField("reward")]
@@ -490,9 +491,31 @@ class Conversations(RuleBasedStateMachine):
             children[parent] = children.get(parent, 0) + bool(parent)
         assert counters.get("forks", 0) == sum(max(0, count - 1) for count in children.values())
 
-    def check_ledger(self) -> None:
-        ledger = Ledger().add(self.learner.reader().read_after(0, 100_000)).close()
-        assert ledger.problems == []
+    def check_ledger(self, there: set[str]) -> None:
+        """The books close, with the trainer and with what the clients know."""
+        reader = self.learner.reader()
+        books = Books(self.world.domain, reader.domain).add(reader.read_after(0, 100_000))
+        learned, counters, replay = books.learned(), self.learner.counters, self.learner.replay
+        trainer = Trainer(
+            "the trainer",
+            self.learner.runner.cursor,
+            self.world.domain.fingerprint,
+            len(replay),
+            replay.evicted,
+            counters.get("turns", 0),
+            counters.get("rated_turns", 0),
+            self.learner.runner.held,
+        )
+        assert compare(learned, trainer) == []
+        books.close(self.clock.ms)
+        assert books.problems == []
+        confirmed = self.oracle.confirmed(there)
+        assert books.counts["confirmed"] == len(there & confirmed)
+        assert books.counts["unconfirmed"] == len(there - confirmed)
+        assert books.counts["rated turns"] == len(self.oracle.rated_turns())
+        if not self.oracle.gamma:
+            assert books.counts["waiting"] == 0
+            assert books.counts["applied"] == self.oracle.applied(there)
 
 
 TestExactlyOnce = pytest.mark.timeout(60 + EXAMPLES * 10)(Conversations.TestCase)

@@ -80,6 +80,11 @@ class JournalEnvRunner(EnvRunner, Checkpointable):
         return self._counted(ready)
 
     @property
+    def held(self) -> int:
+        """Changes that wait for their window."""
+        return len(self._held)
+
+    @property
     def handed_out_through(self) -> int:
         """Journal position up to which every change was handed out."""
         return min((change.cursor - 1 for _, _, change in self._held), default=self.cursor)

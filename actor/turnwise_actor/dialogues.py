@@ -47,6 +47,7 @@ class _Position:
     parent_id: str
     history: list[str]
     unsettled: list[training_pb2.Fact]
+    unrecorded: list[str]
 
 
 class Dialogues:
@@ -109,7 +110,7 @@ class Dialogues:
     ) -> dialogue_pb2.Receipt:
         """Feedback or a delivery; answers when it is settled."""
         self._checks.token(request.token, optional=True)
-        user, unsettled = "", list[training_pb2.Fact]()
+        user, unsettled, unrecorded = "", list[training_pb2.Fact](), list[str]()
         if request.token:
             opened = self._open(request.token)
             if not decisions.linked(opened.dialogue_id, request.dialogue_id):
@@ -118,10 +119,11 @@ class Dialogues:
                     reason="TOKEN_FOREIGN",
                 )
             user = opened.state.user
-            unsettled = self._unsettled(opened.state)
+            unsettled, unrecorded = self._unsettled(opened.state), list(opened.state.unrecorded)
         self._checks.feedback(request)
-        teacher = _teacher(request.teacher, user, caller)
-        return await self._settle([*unsettled, *facts.from_feedback(request, teacher)])
+        new = facts.from_feedback(request, _teacher(request.teacher, user, caller))
+        new[0].unrecorded.extend(unrecorded)
+        return await self._settle([*unsettled, *new])
 
     async def end(
         self, request: dialogue_pb2.EndRequest, caller: Principal | None = None
@@ -131,6 +133,7 @@ class Dialogues:
         self._checks.end(request)
         state, dialogue_id = opened.state, opened.dialogue_id
         new = [facts.ended(request, dialogue_id, state.decision_id, self._history(state))]
+        new[0].unrecorded.extend(state.unrecorded)
         if request.HasField("reward"):
             new.append(facts.dialogue_reward(request, dialogue_id, _teacher("", state.user, caller)))
         return await self._settle([*self._unsettled(state), *new])
@@ -169,6 +172,7 @@ class Dialogues:
             parent_id=state.decision_id,
             history=self._history(state),
             unsettled=self._unsettled(state),
+            unrecorded=list(state.unrecorded),
         )
         if facts.now_ms() - state.issued_ms > 1000 * self._domain.dialogue.idle_timeout_s:
             self._continue_idle(position, state.issued_ms)
@@ -207,6 +211,7 @@ class Dialogues:
             history=history[-self._domain.state.history :] if self._domain.state.history else [],
             unsettled=position.unsettled,
             domain_fingerprint=self._domain.fingerprint,
+            unrecorded=position.unrecorded,
         )
         return self._tokens.seal(position.dialogue_id, state)
 
@@ -225,13 +230,18 @@ class Dialogues:
         if self._uplink.can_record and await self._make_room(position, size):
             turn, fact = self._decide(request, raw, policy, position, secret, recorded=True)
             self._branches.add(position.dialogue_id, position.parent_id, turn.decision_id)
+            fact.unrecorded.extend(position.unrecorded)
             if size <= self._config.max_fact_bytes:
                 self._uplink.add([fact])
                 position.unsettled.append(fact)
+                position.unrecorded.clear()
                 return turn
             if await self._spooled([fact]):
+                position.unrecorded.clear()
                 return turn
-        return self._decide(request, raw, policy, position, secret, recorded=False)[0]
+        turn = self._decide(request, raw, policy, position, secret, recorded=False)[0]
+        position.unrecorded.append(turn.decision_id)
+        return turn
 
     def _decide(
         self,

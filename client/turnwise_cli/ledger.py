@@ -1,193 +1,197 @@
-"""`turnwise ledger`: is every turn in the journal accounted for?"""
+"""`turnwise ledger`: is every turn and every rating accounted for?"""
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+import itertools
+import json
+import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
+import grpc
 from rich.console import Console
 from rich.table import Table
 
-from turnwise.v1 import training_pb2
+from turnwise.v1 import training_pb2, training_pb2_grpc
+from turnwise_actor.policy import Domain, DomainError
+from turnwise_cli.books import Books, Learned
 from turnwise_cli.journal_file import facts, open_journal
-from turnwise_cli.learner_calls import data_option
-from turnwise_learner.journal import Row
+from turnwise_cli.learner_calls import CALL_TIMEOUT_S, data_option
+from turnwise_cli.resume_point import newest_checkpoint
+from turnwise_learner.journal import KINDS, JournalReader
 
 SHOWN_PROBLEMS = 20
 
-_LESSONS = ("reward", "correction")
+_ROWS = ("facts", "dialogues", "ended", "decided", "  confirmed", "    shown", "    overridden",
+         "    dropped", "  unconfirmed", "unrecorded", "feedback", "  rated", "    applied", "    superseded",
+         "    retracted", "    waiting", "    not learnable", "  retractions", "  comments", "rated turns",
+         "rated dialogues")  # fmt: skip
 
 
 @dataclass(frozen=True)
-class _Decision:
-    dialogue_id: str
-    parent_id: str
-    index: int
+class Trainer:
+    """What a trainer says it has taken in."""
+
+    source: str
+    cursor: int
+    fingerprint: str
+    """Of the domain in force."""
+    rows: int
+    evicted: int
+    turns: int
+    rated_turns: int
+    held: int
+    """Facts read whose window (`rewards.wait`) is still open."""
 
 
-@dataclass
-class Ledger:
-    """What the journal says of every turn, folded from its facts in any order."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    problems: list[str] = field(default_factory=list)
-    """What does not close, one line each."""
-    _decisions: dict[str, _Decision] = field(default_factory=dict)
-    _continued: dict[str, str] = field(default_factory=dict)
-    _confirmed: dict[str, str] = field(default_factory=dict)
-    _delivered: dict[str, tuple[int, str]] = field(default_factory=dict)
-    _feedback: dict[tuple[str, str, str], list[tuple[int, str]]] = field(
-        default_factory=lambda: defaultdict(list)
-    )
-
-    def add(self, rows: Iterable[Row]) -> "Ledger":
-        """Takes facts in; call `close()` after the last."""
-        for row in rows:
-            fact = row.fact
-            kind = fact.WhichOneof("kind")
-            self.counts["facts"] += 1
-            if kind == "started":
-                self._continued[fact.dialogue_id] = fact.started.continues
-            elif kind == "decided":
-                self._decide(fact)
-            elif kind == "delivered":
-                self._deliver(fact)
-            elif kind == "feedback":
-                self._rate(fact)
-            elif kind == "ended":
-                self.counts["ended"] += 1
-                self._confirm(fact.ended.decision_id, f"the end of dialogue {fact.dialogue_id}")
-            else:
-                self.problems.append(f"fact {row.seq} ({fact.key}) is of no kind that this version knows")
-        return self
-
-    def close(self) -> "Ledger":
-        """Counts, and lists in `problems` what does not close."""
-        self.counts["dialogues"] = len(self._continued)
-        self.counts["decided"] = len(self._decisions)
-        for decision_id, by in self._confirmed.items():
-            if decision_id not in self._decisions:
-                self.problems.append(f"{by} names decision {decision_id}, which is not in the journal")
-        for decision_id, decision in self._decisions.items():
-            self._count_decision(decision_id, decision)
-        for (dialogue_id, decision_id, _), given in self._feedback.items():
-            self._count_feedback(dialogue_id, decision_id, given)
-        counts = self.counts
-        self._equal("decided", counts["decided"], "confirmed + unconfirmed", "confirmed", "unconfirmed")
-        self._equal(
-            "confirmed", counts["confirmed"], "shown + overridden + dropped", "shown", "overridden", "dropped"
-        )
-        parts = ("rewards", "corrections", "superseded", "retracted", "retractions", "comments")
-        self._equal("feedback", counts["feedback"], "its parts", *parts)
-        return self
-
-    def _equal(self, name: str, whole: int, formula: str, *parts: str) -> None:
-        total = sum(self.counts[part] for part in parts)
-        if whole != total:
-            self.problems.append(f"{name} is {whole}, but {formula} is {total}")
-
-    def _confirm(self, decision_id: str, by: str) -> None:
-        if decision_id:
-            self._confirmed.setdefault(decision_id, by)
-
-    def _decide(self, fact: training_pb2.Fact) -> None:
-        decided = fact.decided
-        decision = _Decision(fact.dialogue_id, decided.parent_id, decided.index)
-        self._decisions[decided.decision_id] = decision
-        self._confirm(decided.parent_id, f"decision {decided.decision_id} of dialogue {fact.dialogue_id}")
-
-    def _deliver(self, fact: training_pb2.Fact) -> None:
-        delivered = fact.delivered
-        how = training_pb2.Delivered.How.Name(delivered.how).lower()
-        self._confirm(delivered.decision_id, f"a delivery in dialogue {fact.dialogue_id}")
-        newest = self._delivered.get(delivered.decision_id, (0, ""))
-        self._delivered[delivered.decision_id] = max(newest, (delivered.revision, how))
-
-    def _rate(self, fact: training_pb2.Fact) -> None:
-        feedback = fact.feedback
-        self.counts["feedback"] += 1
-        self._confirm(feedback.decision_id, f"feedback in dialogue {fact.dialogue_id}")
-        kind = feedback.WhichOneof("kind") or "comment_only"
-        key = (fact.dialogue_id, feedback.decision_id, feedback.teacher)
-        self._feedback[key].append((feedback.revision, kind))
-
-    def _count_decision(self, decision_id: str, decision: _Decision) -> None:
-        where = f"decision {decision_id} (dialogue {decision.dialogue_id}, turn {decision.index})"
-        if decision.dialogue_id not in self._continued:
-            self.problems.append(f"{where} belongs to a dialogue whose start is not in the journal")
-        parent = self._decisions.get(decision.parent_id)
-        if not decision.parent_id:
-            if decision.index and not self._continued.get(decision.dialogue_id):
-                self.problems.append(f"{where} has no parent; wanted only of turn 0")
-        elif (
-            parent is not None
-            and parent.dialogue_id == decision.dialogue_id
-            and parent.index + 1 != decision.index
-        ):
-            self.problems.append(f"{where} follows turn {parent.index}: a gap in the turns")
-        if decision_id not in self._confirmed:
-            self.counts["unconfirmed"] += 1
-            return
-        self.counts["confirmed"] += 1
-        _, how = self._delivered.get(decision_id, (0, "shown"))
-        self.counts[how if how in ("overridden", "dropped") else "shown"] += 1
-
-    def _count_feedback(self, dialogue_id: str, decision_id: str, given: list[tuple[int, str]]) -> None:
-        withdrawn = max((revision for revision, kind in given if kind == "retraction"), default=-1)
-        newest = {
-            lesson: max((revision for revision, kind in given if kind == lesson), default=-1)
-            for lesson in _LESSONS
-        }
-        live = 0
-        for revision, kind in given:
-            if kind not in _LESSONS:
-                self.counts["retractions" if kind == "retraction" else "comments"] += 1
-            elif revision < newest[kind]:
-                self.counts["superseded"] += 1
-            elif revision < withdrawn:
-                self.counts["retracted"] += 1
-            else:
-                self.counts[f"{kind}s"] += 1
-                live += 1
-        if live and decision_id:
-            self.counts["rated"] += 1
-        elif live:
-            self.counts["rated dialogues"] += 1
-
-
-@click.command(short_help="Check that every turn in the journal is accounted for.")
+@click.command(short_help="Check that every turn and every rating is accounted for.")
 @data_option
-def command(data: Path) -> int:
-    r"""Check that every turn in the journal is accounted for.
+@click.option("--json", "as_json", is_flag=True, help="JSON: counts, reasons, trainer, problems, closed.")
+def command(data: Path, as_json: bool) -> int:
+    r"""Check that every turn and every rating is accounted for.
 
     \b
     decided   = confirmed + unconfirmed
     confirmed = shown + overridden + dropped
-    feedback  = live rewards and corrections + superseded + retracted + retractions + comments
+    feedback  = rated + retractions + comments
+    rated     = applied + superseded + retracted + waiting + not learnable
+    journal   = replay + evicted + not learnable, and the trainer has counted the same turns and ratings
 
-    and every fact names only decisions that are there, without gaps in the turns. Exit code 1 names what
-    does not close. Needs no learner; while one runs, facts that an actor still holds in its spool can
-    show as missing.
+    and every fact names only decisions that are there, without gaps in the turns. `waiting`: the window of
+    rewards.wait is open, or what is rated has not arrived. The trainer is the running one; else the newest
+    checkpoint; else it is left out. Exit code 1 names what does not close. While actors are away, facts that
+    they still hold in their spools show as missing.
     """
     with open_journal(data) as journal:
-        ledger = Ledger().add(facts(journal)).close()
-    Console().print(_table(ledger.counts))
-    for problem in ledger.problems[:SHOWN_PROBLEMS]:
+        trainer = _trainer(data, journal)
+        books = _fold(journal, trainer)
+    if as_json:
+        click.echo(json.dumps(_plain(books, trainer), indent=2))
+        return 1 if books.problems else 0
+    Console().print(_table(books))
+    for problem in books.problems[:SHOWN_PROBLEMS]:
         click.echo(f"does not close: {problem}", err=True)
-    if len(ledger.problems) > SHOWN_PROBLEMS:
-        click.echo(f"... and {len(ledger.problems) - SHOWN_PROBLEMS} more", err=True)
-    if not ledger.problems:
+    if len(books.problems) > SHOWN_PROBLEMS:
+        click.echo(f"... and {len(books.problems) - SHOWN_PROBLEMS} more", err=True)
+    click.echo(
+        f"compared with {trainer.source}" if trainer else "no trainer and no checkpoint to compare with"
+    )
+    if not books.problems:
         click.echo("closed: every turn is accounted for")
-    return 1 if ledger.problems else 0
+    return 1 if books.problems else 0
 
 
-def _table(counts: Counter[str]) -> Table:
+def _fold(journal: JournalReader, trainer: Trainer | None) -> Books:
+    """The journal's books, with the trainer's checked at the position that it has read to."""
+    books = Books(_domain(journal, trainer), journal.domain)
+    cursor = trainer.cursor if trainer else 0
+    books.add(itertools.takewhile(lambda row: row.seq <= cursor, facts(journal)))
+    if trainer is not None:
+        books.problems += compare(books.learned(), trainer)
+    books.add(facts(journal, after=cursor)).close(time.time_ns() // 1_000_000)
+    names = {number: name for name, number in KINDS.items()}
+    for kind, written in journal.written.items():
+        if books.kinds[kind] < written:
+            name = names.get(kind, kind)
+            books.problems.append(
+                f"{written} facts of kind {name} were committed, {books.kinds[kind]} are there"
+            )
+    return books
+
+
+def compare(expected: Learned, trainer: Trainer) -> list[str]:
+    """What a trainer holds and has counted, against the facts that it has read."""
+    if trainer.held:
+        return []  # They are in its cursor, and not yet in its counts.
+    problems = []
+    if trainer.rows + trainer.evicted != expected.rows:
+        problems.append(
+            f"the journal has {expected.rows} learnable turns and last states up to fact {trainer.cursor}, "
+            f"but replay + evicted is {trainer.rows} + {trainer.evicted} ({trainer.source})"
+        )
+    for name, wanted, got in (
+        ("confirmed", expected.turns, trainer.turns),
+        ("rated", expected.rated_turns, trainer.rated_turns),
+    ):
+        if wanted != got:
+            problems.append(
+                f"the journal has {wanted} {name} turns to learn from up to fact {trainer.cursor}, but "
+                f"{trainer.source} has counted {got}"
+            )
+    return problems
+
+
+def _domain(journal: JournalReader, trainer: Trainer | None) -> Domain | None:
+    """The domain in force; None: the journal names none that this version can read."""
+    text = journal.domain(trainer.fingerprint) if trainer else None
+    text = text or journal.newest_domain()
+    try:
+        return Domain.from_json(text) if text else None
+    except (DomainError, KeyError, ValueError):
+        return None
+
+
+def _trainer(data: Path, journal: JournalReader) -> Trainer | None:
+    return _running(data, journal.journal_id) or _saved(data, journal.journal_id)
+
+
+def _running(data: Path, journal_id: str) -> Trainer | None:
+    """The trainer of the learner that serves this data folder, if it is there."""
+    address = data / "learner.address"
+    if not address.exists():
+        return None
+    with grpc.insecure_channel(address.read_text().strip()) as channel:
+        try:
+            status = training_pb2_grpc.OperatorStub(channel).GetStatus(
+                training_pb2.GetStatusRequest(), timeout=CALL_TIMEOUT_S
+            )
+        except grpc.RpcError:
+            return None
+    if status.journal_id != journal_id or not status.trainer_alive:
+        return None
+    report = status.trainer
+    return Trainer(
+        "the running trainer",
+        report.journal_cursor,
+        status.domain_fingerprint,
+        report.replay_rows,
+        report.evicted_rows,
+        report.turns,
+        report.rated_turns,
+        report.counters.get("held", 0),
+    )
+
+
+def _saved(data: Path, journal_id: str) -> Trainer | None:
+    """What the newest checkpoint says; those of before it said it are left out."""
+    name, manifest, _ = newest_checkpoint(data / "checkpoints")
+    counted = manifest.get("counted")
+    if not counted or manifest.get("journal_id") != journal_id:
+        return None
+    return Trainer(
+        f"checkpoint {name}",
+        int(manifest["journal_cursor"]),
+        str(manifest["domain_fingerprint"]),
+        **{key: int(counted.get(key, 0)) for key in ("rows", "evicted", "turns", "rated_turns", "held")},
+    )
+
+
+def _plain(books: Books, trainer: Trainer | None) -> dict[str, object]:
+    return {
+        "closed": not books.problems,
+        "counts": {name.strip(): books.counts[name.strip()] for name in _ROWS},
+        "not_learnable": dict(books.reasons),
+        "trainer": asdict(trainer) if trainer else None,
+        "problems": books.problems,
+    }
+
+
+def _table(books: Books) -> Table:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column()
     table.add_column(justify="right")
-    for name in ("facts", "dialogues", "ended", "decided", "  confirmed", "    shown", "    overridden",
-                 "    dropped", "  unconfirmed", "feedback", "  rewards", "  corrections", "  superseded",
-                 "  retracted", "  retractions", "  comments", "rated", "rated dialogues"):  # fmt: skip
-        table.add_row(name, f"{counts[name.strip()]:,}")
+    for name in _ROWS:
+        table.add_row(name, f"{books.counts[name.strip()]:,}")
+        if name.strip() == "not learnable":
+            for reason, count in sorted(books.reasons.items()):
+                table.add_row(f"      {reason}", f"{count:,}")
     return table

@@ -5,6 +5,7 @@ read-only and never holds a snapshot longer than one query: an open snapshot kee
 write-ahead log back, and the log then grows without bound.
 """
 
+import json
 import sqlite3
 import time
 import uuid
@@ -111,6 +112,11 @@ class JournalReader:
         """Random hex digits, chosen when the journal was created."""
         return self._meta["journal_id"]
 
+    @property
+    def written(self) -> dict[int, int]:
+        """Facts by kind that the service had committed when this was opened, by its own count."""
+        return {int(kind): number for kind, number in json.loads(self._meta.get("counts", "{}")).items()}
+
     def last_cursor(self) -> int:
         """Position of the last committed fact; 0 when there is none."""
         return int(self._connection.execute("SELECT coalesce(max(seq), 0) FROM facts").fetchone()[0])
@@ -127,6 +133,13 @@ class JournalReader:
         """The JSON of a domain that this journal has been written under; None if it never was."""
         row = self._connection.execute(
             "SELECT json FROM domains WHERE fingerprint = ?", (fingerprint,)
+        ).fetchone()
+        return None if row is None else str(row[0])
+
+    def newest_domain(self) -> str | None:
+        """The JSON of the domain that was added last."""
+        row = self._connection.execute(
+            "SELECT json FROM domains ORDER BY added_ms DESC, rowid DESC"
         ).fetchone()
         return None if row is None else str(row[0])
 

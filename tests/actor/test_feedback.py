@@ -221,6 +221,27 @@ async def test_a_full_spool_is_told_and_nothing_is_trained_on(
     assert (told.code, told.reason) == ("UNAVAILABLE", "NOT_RECORDED")
 
 
+async def test_turns_that_are_not_recorded_are_named_by_the_next_fact(
+    new_actor: ActorFactory, learner: LearnerEnd, config: ActorConfig
+) -> None:
+    _, full = await new_actor(
+        learner_address="127.0.0.1:1", spool=SpoolConfig(max_bytes=1), spool_folder=config.spool_folder / "2"
+    )
+    _, bot = await new_actor()
+    begun = await bot.start("d1")
+    turns = [await full.act(begun.token)]
+    while len([turn for turn in turns if not turn.recorded]) < 2:
+        turns.append(await full.act(turns[-1].token))
+    lost = [turn.decision_id for turn in turns if not turn.recorded]
+    comment = {"feedback_id": "f1", "comment": "hm", "comment_only": pb.Comment()}
+    await bot.feedback(turns[-1], **comment)
+    assert learner.facts["f:f1"].unrecorded == lost
+    after = await bot.act(turns[-1].token)
+    assert (await eventually(lambda: learner.facts.get(f"d:{after.decision_id}"))).unrecorded == lost
+    await bot.end(after.token)
+    assert all(not fact.unrecorded for fact in learner.of_kind("ended"))
+
+
 async def test_a_fact_that_the_learner_refuses_is_told_and_dropped(
     new_actor: ActorFactory, learner: LearnerEnd
 ) -> None:

@@ -5,26 +5,39 @@ import io
 import json
 import sqlite3
 import struct
+import time
 from contextlib import closing
 
 import pytest
 from click.testing import CliRunner
 
 from turnwise.v1 import dialogue_pb2, training_pb2
+from turnwise_actor.policy import Domain
 from turnwise_cli.verbs import cli
 from turnwise_learner.journal import KINDS, create_schema, journal_path
 
-DOMAIN = {"actions": [{"id": "greet"}, {"id": "ask_size"}, {"id": "bye"}]}
+ACTIONS = [{"id": "greet"}, {"id": "ask_size"}, {"id": "bye"}]
+OF_OLD = dialogue_pb2.Observation(slots=[{"name": "gone", "flag": True}])
+AT_MS = 1_700_000_000_000
+
+
+def make_domain(gamma=0.0, wait="0s"):
+    state = {"text": {"encoder": "hashing", "size": 64}, "slots": {"vip": {"type": "bool"}}, "features": 2}
+    rules = {"rewards": {"wait": wait}, "learning": {"gamma": gamma}}
+    return Domain.from_mapping({"name": "shop", "state": state, "actions": ACTIONS, **rules})
+
+
+FINGERPRINT = make_domain().fingerprint
 
 
 class Journal:
     """A journal written by hand."""
 
     def __init__(self, data):
-        self.data = data
+        self.data, self.at_ms = data, AT_MS
         with closing(self._open()) as connection:
             create_schema(connection)
-            connection.execute("INSERT INTO domains VALUES ('f00d', ?, 0)", (json.dumps(DOMAIN),))
+            connection.execute("INSERT INTO domains VALUES (?, ?, 0)", (FINGERPRINT, make_domain().to_json()))
             connection.execute("INSERT INTO generations VALUES (1, 'start', 0), (2, 'resume', 1000)")
             self.id = connection.execute("SELECT value FROM meta WHERE name = 'journal_id'").fetchone()[0]
 
@@ -32,7 +45,7 @@ class Journal:
         return sqlite3.connect(journal_path(self.data), isolation_level=None)
 
     def add(self, key, dialogue_id="talk", **kind):
-        fact = training_pb2.Fact(key=key, dialogue_id=dialogue_id, time_ms=1_700_000_000_000, **kind)
+        fact = training_pb2.Fact(key=key, dialogue_id=dialogue_id, time_ms=self.at_ms, **kind)
         name = fact.WhichOneof("kind")
         row = (key, dialogue_id, KINDS[name or ""], fact.time_ms, "here:1", fact.SerializeToString())
         with closing(self._open()) as connection:
@@ -41,9 +54,22 @@ class Journal:
                 row,
             )
 
-    def decide(self, name, parent="", index=0, dialogue_id="talk", **more):
+    def under(self, domain):
+        """From now on under another domain."""
+        self.execute("UPDATE domains SET json = ?", domain.to_json())
+
+    def execute(self, statement, *parameters):
+        with closing(self._open()) as connection:
+            connection.execute(statement, parameters)
+
+    def decide(self, name, parent="", index=0, dialogue_id="talk", recorded=True, **more):
         decided = training_pb2.Decided(
-            decision_id=name, parent_id=parent, index=index, action="greet", **more
+            decision_id=name,
+            parent_id=parent,
+            index=index,
+            action="greet",
+            recorded=recorded,
+            **{"domain_fingerprint": FINGERPRINT} | more,
         )
         self.add(f"d:{name}", dialogue_id, decided=decided)
 
@@ -52,6 +78,10 @@ class Journal:
             feedback_id=key, decision_id=decision_id, teacher=teacher, revision=revision, **kind
         )
         self.add(f"f:{key}", feedback=feedback)
+
+    def ledger(self):
+        """What `turnwise ledger --json` says."""
+        return json.loads(self.run("ledger", "--json").output)
 
     def run(self, verb, *options):
         return CliRunner().invoke(cli, [verb, "--data", str(self.data), *options], standalone_mode=False)
@@ -88,8 +118,8 @@ def test_a_ledger_that_closes_says_so(journal):
     assert "closed: every turn is accounted for" in result.output
     told = counts(result)
     expected = {"decided": 4, "confirmed": 3, "shown": 2, "overridden": 1, "dropped": 0, "unconfirmed": 1}
-    expected |= {"feedback": 6, "rewards": 1, "corrections": 1, "superseded": 1, "retracted": 1}
-    expected |= {"retractions": 1, "comments": 1, "rated": 1, "ended": 1, "dialogues": 1}
+    expected |= {"feedback": 6, "rated": 4, "applied": 2, "superseded": 1, "retracted": 1, "waiting": 0}
+    expected |= {"retractions": 1, "comments": 1, "rated turns": 1, "ended": 1, "dialogues": 1}
     assert {name: told[name] for name in expected} == expected
 
 
@@ -117,6 +147,124 @@ def test_a_ledger_that_does_not_close_names_what(journal, write, told):
     assert told in result.output
 
 
+def test_of_two_ratings_of_one_revision_one_counts(journal):
+    journal.decide("a")
+    for key in ("1", "2"):
+        journal.rate(key, "a", 5, reward=1.0)
+    counted = journal.ledger()["counts"]
+    assert (counted["rated"], counted["applied"], counted["superseded"]) == (2, 1, 1)
+
+
+def unlearned(journal):
+    told = journal.ledger()
+    assert told["counts"]["rated"] == 1
+    assert told["counts"]["applied"] == 0
+    return told["not_learnable"]
+
+
+def test_a_rating_that_teaches_nothing_says_why(journal):
+    journal.decide("a", mode=dialogue_pb2.EVALUATE)
+    journal.rate("1", "a", 1, reward=1.0)
+    assert unlearned(journal) == {"evaluate": 1}
+
+
+@pytest.mark.parametrize(
+    ("write", "why"),
+    [
+        (lambda j: (j.decide("a", recorded=False), j.rate("1", "a", 1, reward=1.0)), "recorded=false"),
+        (lambda j: (j.decide("a"), drop(j, "a"), j.rate("1", "a", 1, reward=1.0)), "undelivered"),
+        (lambda j: (j.decide("a"), j.rate("1", "", 1, reward=1.0)), "whole dialogue at gamma 0"),
+        (lambda j: (j.decide("a"), j.rate("1", "a", 1, correction="gone")), "action not in the domain"),
+        (
+            lambda j: (
+                j.decide("a", observation=OF_OLD, domain_fingerprint="of an ancestor"),
+                j.rate("1", "a", 1, reward=1.0),
+            ),
+            "state not in the domain",
+        ),
+    ],
+)
+def test_every_reason_for_teaching_nothing_is_named(journal, write, why):
+    write(journal)
+    assert unlearned(journal) == {why: 1}
+
+
+def drop(journal, decision_id):
+    how = training_pb2.Delivered.DROPPED
+    journal.add("v:1", delivered=training_pb2.Delivered(decision_id=decision_id, how=how, revision=1))
+
+
+def test_a_rating_waits_for_its_window_and_for_what_it_rates(journal):
+    journal.at_ms = time.time_ns() // 1_000_000
+    journal.decide("a")
+    journal.rate("1", "a", 1, reward=1.0)
+    journal.rate("2", "gone", 1, reward=1.0)
+    assert journal.ledger()["counts"]["waiting"] == 1
+    journal.under(make_domain(wait="365d"))
+    assert journal.ledger()["counts"]["waiting"] == 2
+
+
+def test_a_turn_answered_with_recorded_false_is_not_missing_once_a_later_fact_names_it(journal):
+    journal.decide("b", parent="unkept", index=1)
+    journal.rate("1", "unkept", 1, reward=1.0)
+    assert journal.run("ledger").return_value == 1
+    comment = training_pb2.Feedback(feedback_id="2", comment_only=True)
+    journal.add("f:2", feedback=comment, unrecorded=["unkept"])
+    told = journal.ledger()
+    assert told["closed"]
+    assert told["counts"]["unrecorded"] == 1
+    assert told["not_learnable"] == {"recorded=false": 1}
+
+
+def test_facts_that_the_learner_committed_and_that_are_gone_are_named(journal):
+    journal.decide("a")
+    journal.execute("INSERT INTO meta VALUES ('counts', ?)", json.dumps({KINDS["decided"]: 2}))
+    result = journal.run("ledger")
+    assert result.return_value == 1
+    assert "2 facts of kind decided were committed, 1 are there" in result.output
+
+
+def two_turns(journal, **counted):
+    """One rated turn and one more, and a checkpoint that has counted them."""
+    journal.decide("a")
+    journal.decide("b", parent="a", index=1)
+    journal.rate("1", "a", 1, reward=1.0)
+    right = {"rows": 2, "evicted": 0, "turns": 1, "rated_turns": 1, "held": 0}
+    checkpoint(journal, "step-8", cursor=4, counted=right | counted)
+
+
+def test_a_trainer_that_holds_what_the_journal_says_closes(journal):
+    two_turns(journal, rows=1, evicted=1)
+    journal.decide("later", parent="b", index=2)
+    told = journal.ledger()
+    assert told["problems"] == []
+    assert told["trainer"]["source"] == "checkpoint step-8"
+
+
+@pytest.mark.parametrize(
+    ("counted", "told"),
+    [
+        ({"rows": 1}, "has 2 learnable turns and last states up to fact 4, but replay + evicted is 1 + 0"),
+        ({"evicted": 1}, "but replay + evicted is 2 + 1"),
+        (
+            {"turns": 2},
+            "has 1 confirmed turns to learn from up to fact 4, but checkpoint step-8 has counted 2",
+        ),
+        ({"rated_turns": 0}, "has 1 rated turns to learn from"),
+    ],
+)
+def test_a_trainer_that_holds_something_else_is_named(journal, counted, told):
+    two_turns(journal, **counted)
+    result = journal.run("ledger")
+    assert result.return_value == 1
+    assert told in result.output
+
+
+def test_what_a_trainer_holds_back_is_not_compared(journal):
+    two_turns(journal, rows=0, held=4)
+    assert journal.run("ledger").return_value == 0
+
+
 def test_export_gives_one_json_a_fact_with_names_for_bits_and_bytes(journal):
     seen = dialogue_pb2.Observation(text="hé", features=struct.pack("<2f", 0.1, -2))
     seen.slots.add(name="vip", flag=True)
@@ -125,7 +273,6 @@ def test_export_gives_one_json_a_fact_with_names_for_bits_and_bytes(journal):
         observation=seen,
         allowed=bytes([0b101]),
         probabilities=struct.pack("<3f", 0.25, 0, 0.75),
-        domain_fingerprint="f00d",
         policy_version=dialogue_pb2.PolicyVersion(generation=3, number=17),
         mode=dialogue_pb2.SERVE,
     )
@@ -157,10 +304,12 @@ def test_export_writes_csv_and_can_begin_after_a_cursor(journal):
     )
 
 
-def checkpoint(journal, name, cursor, journal_id=None, latest=True):
+def checkpoint(journal, name, cursor, journal_id=None, latest=True, counted=None):
     folder = journal.data / "checkpoints" / name
     folder.mkdir(parents=True)
     manifest = {"journal_id": journal_id or journal.id, "journal_cursor": cursor, "updates": 80}
+    if counted:
+        manifest |= {"counted": counted, "domain_fingerprint": FINGERPRINT}
     (folder / "turnwise.json").write_text(json.dumps(manifest | {"version": "2.5", "saved_ms": 1}))
     if latest:
         (folder.parent / "LATEST").write_text(name)

@@ -26,7 +26,7 @@ from turnwise.v1 import dialogue_pb2 as turnwise_dot_v1_dot_dialogue__pb2
 from turnwise.v1 import training_pb2 as turnwise_dot_v1_dot_training__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17turnwise/v1/token.proto\x12\x0bturnwise.v1\x1a\x1aturnwise/v1/dialogue.proto\x1a\x1aturnwise/v1/training.proto\"\xca\x01\n\nTokenState\x12\x11\n\tissued_ms\x18\x01 \x01(\x03\x12\x12\n\nnext_index\x18\x02 \x01(\r\x12\x1f\n\x04mode\x18\x03 \x01(\x0e\x32\x11.turnwise.v1.Mode\x12\x0c\n\x04user\x18\x04 \x01(\t\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x05 \x01(\t\x12\x0f\n\x07history\x18\x06 \x03(\t\x12$\n\tunsettled\x18\x07 \x03(\x0b\x32\x11.turnwise.v1.Fact\x12\x1a\n\x12\x64omain_fingerprint\x18\x08 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17turnwise/v1/token.proto\x12\x0bturnwise.v1\x1a\x1aturnwise/v1/dialogue.proto\x1a\x1aturnwise/v1/training.proto\"\xde\x01\n\nTokenState\x12\x11\n\tissued_ms\x18\x01 \x01(\x03\x12\x12\n\nnext_index\x18\x02 \x01(\r\x12\x1f\n\x04mode\x18\x03 \x01(\x0e\x32\x11.turnwise.v1.Mode\x12\x0c\n\x04user\x18\x04 \x01(\t\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x05 \x01(\t\x12\x0f\n\x07history\x18\x06 \x03(\t\x12$\n\tunsettled\x18\x07 \x03(\x0b\x32\x11.turnwise.v1.Fact\x12\x1a\n\x12\x64omain_fingerprint\x18\x08 \x01(\t\x12\x12\n\nunrecorded\x18\t \x03(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,5 +34,5 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'turnwise.v1.token_pb2', _gl
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_TOKENSTATE']._serialized_start=97
-  _globals['_TOKENSTATE']._serialized_end=299
+  _globals['_TOKENSTATE']._serialized_end=319
 # @@protoc_insertion_point(module_scope)

@@ -33,6 +33,7 @@ class TokenState(google.protobuf.message.Message):
     HISTORY_FIELD_NUMBER: builtins.int
     UNSETTLED_FIELD_NUMBER: builtins.int
     DOMAIN_FINGERPRINT_FIELD_NUMBER: builtins.int
+    UNRECORDED_FIELD_NUMBER: builtins.int
     issued_ms: builtins.int
     next_index: builtins.int
     """Index of the next turn."""
@@ -49,6 +50,10 @@ class TokenState(google.protobuf.message.Message):
     def unsettled(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[turnwise.v1.training_pb2.Fact]:
         """Facts of this dialogue not known to be settled, oldest first; at most 8 or 16 KB."""
 
+    @property
+    def unrecorded(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Decisions answered with recorded=false since the last one that was recorded; the next fact names them."""
+
     def __init__(
         self,
         *,
@@ -60,7 +65,8 @@ class TokenState(google.protobuf.message.Message):
         history: collections.abc.Iterable[builtins.str] | None = ...,
         unsettled: collections.abc.Iterable[turnwise.v1.training_pb2.Fact] | None = ...,
         domain_fingerprint: builtins.str = ...,
+        unrecorded: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["decision_id", b"decision_id", "domain_fingerprint", b"domain_fingerprint", "history", b"history", "issued_ms", b"issued_ms", "mode", b"mode", "next_index", b"next_index", "unsettled", b"unsettled", "user", b"user"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["decision_id", b"decision_id", "domain_fingerprint", b"domain_fingerprint", "history", b"history", "issued_ms", b"issued_ms", "mode", b"mode", "next_index", b"next_index", "unrecorded", b"unrecorded", "unsettled", b"unsettled", "user", b"user"]) -> None: ...
 
 global___TokenState = TokenState

@@ -36,6 +36,7 @@ class Fact(google.protobuf.message.Message):
     DELIVERED_FIELD_NUMBER: builtins.int
     FEEDBACK_FIELD_NUMBER: builtins.int
     ENDED_FIELD_NUMBER: builtins.int
+    UNRECORDED_FIELD_NUMBER: builtins.int
     key: builtins.str
     """Unique; the journal keeps the first fact of a key. s:<dialogue>, d:<decision>, v:<feedback_id>
     (delivery), f:<feedback_id>, e:<dialogue>:<decision>.
@@ -53,6 +54,12 @@ class Fact(google.protobuf.message.Message):
     def feedback(self) -> global___Feedback: ...
     @property
     def ended(self) -> global___Ended: ...
+    @property
+    def unrecorded(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Decisions of this dialogue just before that were answered with recorded=false: facts may name them,
+        and they are not in the journal.
+        """
+
     def __init__(
         self,
         *,
@@ -64,9 +71,10 @@ class Fact(google.protobuf.message.Message):
         delivered: global___Delivered | None = ...,
         feedback: global___Feedback | None = ...,
         ended: global___Ended | None = ...,
+        unrecorded: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["decided", b"decided", "delivered", b"delivered", "ended", b"ended", "feedback", b"feedback", "kind", b"kind", "started", b"started"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["decided", b"decided", "delivered", b"delivered", "dialogue_id", b"dialogue_id", "ended", b"ended", "feedback", b"feedback", "key", b"key", "kind", b"kind", "started", b"started", "time_ms", b"time_ms"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["decided", b"decided", "delivered", b"delivered", "dialogue_id", b"dialogue_id", "ended", b"ended", "feedback", b"feedback", "key", b"key", "kind", b"kind", "started", b"started", "time_ms", b"time_ms", "unrecorded", b"unrecorded"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["started", "decided", "delivered", "feedback", "ended"] | None: ...
 
 global___Fact = Fact

@@ -232,9 +232,12 @@ class TurnwiseDQN(DQN):
         with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
             changes = self.env_runner.sample(wait_s=0.0 if owed else self.idle_wait_s)
         with self.metrics.log_time((TIMERS, REPLAY_BUFFER_ADD_DATA_TIMER)):
+            through = self.env_runner.handed_out_through if changes else 0
             for change in changes:
                 self.replay.apply(change.records, change.lesson)
-                self.pacer.grant(change.cursor, change.lesson, change.unrated_turn)
+                self.pacer.grant(min(change.cursor, through), change.lesson, change.unrated_turn)
+            if changes:
+                self.pacer.grant(through, lesson=False, unrated_turn=False)
         if self.paused:
             return
         if not self.replay.learnable:

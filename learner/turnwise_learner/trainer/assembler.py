@@ -144,12 +144,14 @@ class DialogueFold:
         self._decided: dict[str, training_pb2.Decided] = {}
         self._decided_ms: dict[str, int] = {}
         self._children: defaultdict[str, list[str]] = defaultdict(list)
-        self._confirmed: dict[str, None] = {}
-        self._delivered: dict[str, training_pb2.Delivered] = {}
+        self._confirmed: set[str] = set()
+        self._delivered: dict[str, training_pb2.Fact] = {}
         self._feedback: defaultdict[str, list[training_pb2.Feedback]] = defaultdict(list)
-        self._ended: training_pb2.Ended | None = None
+        self._ends: dict[str, training_pb2.Fact] = {}
+        """By the decision after which somebody ended the dialogue; tabs and late turns make it several."""
         self._told: dict[str, _Told] = {}
         self._unlearnable: set[str] = set()
+        self._due_ms = 0
 
     def add(self, row: Row, encode: bool = True) -> Change:
         """What this fact changes. `encode=False`: the facts before were told already, only fold them."""
@@ -170,8 +172,9 @@ class DialogueFold:
             counters["rated_turns"] += _is_rated(new) - _is_rated(told)
             if told is None or not new.record.says_the_same(told.record):
                 records.append(new.record)
-        records += self._last_state(touched, encode)
-        return Change(row.seq, tuple(records), lesson, unrated, self._due_ms(touched), _nonzero(counters))
+        records += self._last_states(touched, encode)
+        self._wait_for(touched)
+        return Change(row.seq, tuple(records), lesson, unrated, self._due_ms, _nonzero(counters))
 
     # Folding
 
@@ -181,9 +184,8 @@ class DialogueFold:
         if kind == "decided":
             return self._apply_decided(fact.decided, fact.time_ms, counters)
         if kind == "delivered":
-            known = self._delivered.get(fact.delivered.decision_id)
-            if known is None or fact.delivered.revision >= known.revision:
-                self._delivered[fact.delivered.decision_id] = fact.delivered
+            known = self._delivered.get(fact.delivered.decision_id, fact)
+            self._delivered[fact.delivered.decision_id] = max(known, fact, key=_delivery_order)
             return self._confirm(fact.delivered.decision_id, counters)
         if kind == "feedback":
             feedback = fact.feedback
@@ -191,12 +193,15 @@ class DialogueFold:
             if feedback.decision_id:
                 return self._confirm(feedback.decision_id, counters)
             counters["dialogue_feedback"] += 1
-            counters["dialogue_feedback_not_learned"] += self._reader.domain.gamma == 0
-            return self._last_decision()
+            counters["dialogue_feedback_not_learned"] += self._reader.domain.gamma == 0 and feedback.HasField(
+                "reward"
+            )
+            return list(self._ends)
         if kind == "ended":
-            counters["ended"] += self._ended is None
-            self._ended = fact.ended
-            return self._confirm(fact.ended.decision_id, counters) if fact.ended.decision_id else []
+            counters["ended"] += not self._ends
+            self._ends[fact.ended.decision_id] = fact
+            touched = self._confirm(fact.ended.decision_id, counters) if fact.ended.decision_id else []
+            return [*touched, *self._ends]
         return []
 
     def _apply_decided(
@@ -209,8 +214,13 @@ class DialogueFold:
         self._decided_ms[decided.decision_id] = time_ms
         touched = [decided.decision_id]
         if decided.parent_id:
+            counters["forks"] += decided.decision_id in self._confirmed and self._has_met_child(
+                decided.parent_id
+            )
             self._children[decided.parent_id].append(decided.decision_id)
             touched += self._confirm(decided.parent_id, counters)
+        if decided.decision_id in self._ends:
+            touched += self._ends
         return touched
 
     def _confirm(self, decision_id: str, counters: Counter[str]) -> list[str]:
@@ -218,13 +228,12 @@ class DialogueFold:
         decided = self._decided.get(decision_id)
         parent = decided.parent_id if decided else ""
         if decision_id not in self._confirmed:
-            siblings = self._children[parent] if parent else ()
-            counters["forks"] += any(sibling in self._confirmed for sibling in siblings)
-            self._confirmed[decision_id] = None
+            counters["forks"] += self._has_met_child(parent)
+            self._confirmed.add(decision_id)
         return [decision_id, parent] if parent else [decision_id]
 
-    def _last_decision(self) -> list[str]:
-        return [self._ended.decision_id] if self._ended and self._ended.decision_id else []
+    def _has_met_child(self, parent: str) -> bool:
+        return bool(parent) and any(child in self._confirmed for child in self._children[parent])
 
     # Telling
 
@@ -252,7 +261,7 @@ class DialogueFold:
             action=action,
             reward=reward,
             successor=successor,
-            terminated=self._ends_here(decision_id) and not successor and self._ended_terminated(),
+            terminated=not successor and self._terminates(decision_id),
             breaks_return=reward is None or not as_decided or bool(live.corrections),
             corrections=live.corrections,
             rated_ms=live.rated_ms,
@@ -261,11 +270,11 @@ class DialogueFold:
 
     def _action(self, decision_id: str, decided: training_pb2.Decided, confirmed: bool) -> tuple[int, bool]:
         """The action that went out (-1: none), and whether it is the decided one."""
-        delivered = self._delivered.get(decision_id)
-        if delivered is not None and delivered.how == training_pb2.Delivered.DROPPED:
+        fact = self._delivered.get(decision_id)
+        if fact is not None and fact.delivered.how == training_pb2.Delivered.DROPPED:
             return -1, False
-        if delivered is not None and delivered.how == training_pb2.Delivered.OVERRIDDEN:
-            return self._reader.action(delivered.action), False
+        if fact is not None and fact.delivered.how == training_pb2.Delivered.OVERRIDDEN:
+            return self._reader.action(fact.delivered.action), False
         return (self._reader.action(decided.action) if confirmed else -1), True
 
     def _reward(self, live: _Live) -> float | None:
@@ -278,7 +287,7 @@ class DialogueFold:
 
     def _live_feedback(self, decision_id: str) -> _Live:
         own = self._live(self._feedback[decision_id])
-        if not self._ends_here(decision_id) or self._reader.domain.gamma == 0:
+        if self._reader.domain.gamma == 0 or decision_id != self._last_turn():
             return own
         whole = self._live(self._feedback[""])
         if whole.reward is None:
@@ -309,49 +318,60 @@ class DialogueFold:
         )
 
     def _successor(self, decision_id: str) -> str:
-        """The confirmed child; else the newest one; else the last state given with the end."""
-        children = self._children.get(decision_id, [])
+        """The first confirmed child; else the newest, unless the end came after it; else a last state."""
+        children = sorted(
+            self._children.get(decision_id, ()), key=lambda child: (self._decided_ms[child], child)
+        )
         for child in children:
             if child in self._confirmed:
                 return child
-        if children:
+        end = self._ends.get(decision_id)
+        if children and (end is None or self._decided_ms[children[-1]] >= end.time_ms):
             return children[-1]
-        return decision_id + _LAST if self._ends_here(decision_id) and self._has_last_state() else ""
+        return decision_id + _LAST if end is not None and _has_last_state(end.ended) else ""
 
-    def _last_state(self, touched: list[str], encode: bool) -> list[TurnRecord]:
-        """The state given with a truncated end, as a row that is only ever a next state."""
-        if not encode or self._ended is None or not self._has_last_state():
-            return []
-        decision_id = self._ended.decision_id
-        if (
-            decision_id not in touched
-            or decision_id + _LAST in self._told
-            or decision_id in self._unlearnable
-        ):
-            return []
-        try:
-            obs = self._reader.encode(self._ended.last_state, self._ended.history)
-        except EncodingError:
-            return []
-        allowed = np.ones(len(self._reader.domain.action_ids), bool)
-        record = TurnRecord(decision_id + _LAST, obs, allowed, action=-1, reward=None)
-        self._told[record.decision_id] = _Told(record)
-        return [record]
+    def _last_states(self, touched: list[str], encode: bool) -> list[TurnRecord]:
+        """States given with truncated ends, as rows that are only ever next states."""
+        records = []
+        for decision_id in touched:
+            end = self._ends.get(decision_id)
+            if end is None or not _has_last_state(end.ended) or decision_id + _LAST in self._told:
+                continue
+            if decision_id not in self._decided or decision_id in self._unlearnable:
+                continue
+            try:
+                obs = self._reader.encode(end.ended.last_state, end.ended.history)
+            except EncodingError:
+                continue
+            allowed = np.ones(len(self._reader.domain.action_ids), bool)
+            record = TurnRecord(decision_id + _LAST, obs, allowed, action=-1, reward=None)
+            self._told[record.decision_id] = _Told(record)
+            records.append(record)
+        return records if encode else []
 
-    def _has_last_state(self) -> bool:
-        return self._ended is not None and not self._ended.terminated and self._ended.HasField("last_state")
+    def _last_turn(self) -> str:
+        """Of the turns after which the dialogue was ended, the last; empty: none."""
+        ends = ((self._decided[name].index, name) for name in self._ends if name in self._decided)
+        return max(ends, default=(0, ""))[1]
 
-    def _ends_here(self, decision_id: str) -> bool:
-        return self._ended is not None and self._ended.decision_id == decision_id
+    def _terminates(self, decision_id: str) -> bool:
+        return decision_id in self._ends and self._ends[decision_id].ended.terminated
 
-    def _ended_terminated(self) -> bool:
-        return self._ended is not None and self._ended.terminated
-
-    def _due_ms(self, touched: list[str]) -> int:
+    def _wait_for(self, touched: list[str]) -> None:
+        """Moves the time from which this is learned on; never back: a later truth must not be overtaken."""
         wait_ms = int(self._reader.domain.rewards.wait_s * 1000)
-        if not wait_ms:
-            return 0
-        return max((self._decided_ms.get(decision_id, 0) + wait_ms for decision_id in touched), default=0)
+        if wait_ms:
+            dues = (self._decided_ms.get(decision_id, 0) + wait_ms for decision_id in touched)
+            self._due_ms = max(self._due_ms, *dues, 0)
+
+
+def _has_last_state(ended: training_pb2.Ended) -> bool:
+    return not ended.terminated and ended.HasField("last_state")
+
+
+def _delivery_order(fact: training_pb2.Fact) -> tuple[int, str]:
+    """The highest revision counts, whenever it arrives; two clients may give the same one."""
+    return fact.delivered.revision, fact.key
 
 
 def _is_rated(told: _Told | None) -> bool:

@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ class Manifest:
     """The network's shape, a NetworkSpec as JSON."""
     saved_ms: int
     pinned: bool = False
+    counted: dict[str, int] = field(default_factory=dict)
+    """What it holds and has counted, for `turnwise ledger`: rows, evicted, turns, rated_turns, held."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,13 @@ class CheckpointFolder:
             network=algorithm.module.spec.to_json(),
             saved_ms=time.time_ns() // 1_000_000,
             pinned=pin,
+            counted={
+                "rows": len(algorithm.replay),
+                "evicted": algorithm.replay.evicted,
+                "turns": algorithm.env_runner.counters["turns"],
+                "rated_turns": algorithm.env_runner.counters["rated_turns"],
+                "held": algorithm.env_runner.held,
+            },
         )
         name = f"step-{manifest.updates:09d}-fact-{manifest.journal_cursor:09d}-v{version}"
         path = self.root / name

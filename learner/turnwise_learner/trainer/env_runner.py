@@ -70,16 +70,24 @@ class JournalEnvRunner(EnvRunner, Checkpointable):
         changes = self.feed.read(self.cursor, max(0.0, min(wait_s, due_in_s)))
         if changes:
             self.cursor = changes[-1].cursor
+        # Those held go first: what a dialogue's later facts say must not be overtaken by its earlier ones.
+        for change in changes:
+            heapq.heappush(self._held, (change.due_ms, next(self._order), change))
         now_ms = _now_ms()
         ready = []
-        for change in changes:
-            if change.due_ms > now_ms:
-                heapq.heappush(self._held, (change.due_ms, next(self._order), change))
-            else:
-                ready.append(change)
         while self._held and self._held[0][0] <= now_ms:
             ready.append(heapq.heappop(self._held)[2])
         return self._counted(ready)
+
+    @property
+    def held(self) -> int:
+        """Changes that wait for their window."""
+        return len(self._held)
+
+    @property
+    def handed_out_through(self) -> int:
+        """Journal position up to which every change was handed out."""
+        return min((change.cursor - 1 for _, _, change in self._held), default=self.cursor)
 
     def _counted(self, changes: list[Change]) -> list[Change]:
         for change in changes:

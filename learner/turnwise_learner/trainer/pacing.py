@@ -69,7 +69,8 @@ class Pacer:
     def _settle(self) -> None:
         paid = self._done + self._forgone
         while self._waiting and self._waiting[0][0] < paid + _UNIT:
-            self.learned_through = self._waiting.popleft()[1]
+            # Turns that waited for their window come after later facts of others.
+            self.learned_through = max(self.learned_through, self._waiting.popleft()[1])
 
     def get_state(self) -> dict[str, Any]:
         """Counters for a checkpoint; what is owed stays owed."""

@@ -291,7 +291,10 @@ class Training:
             mean_abs_td_error=losses.get("td_error_mean", 0.0),
             skipped_batches=algorithm.learner.skipped_batches,
             exploration=_wire_exploration(self._exploration),
-            counters={k: count for k, count in counters.items() if count > 0 and k not in _NAMED_COUNTERS},
+            counters={
+                **{k: count for k, count in counters.items() if count > 0 and k not in _NAMED_COUNTERS},
+                "held": algorithm.env_runner.held,
+            },
             pid=os.getpid(),
             started_ms=self._started_ms,
             updates_per_s=self._rate.of(updates),

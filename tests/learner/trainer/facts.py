@@ -8,12 +8,13 @@ from turnwise_actor.policy import Domain
 from turnwise_learner.journal import KINDS, Row
 
 
-def make_domain(**learning: Any) -> Domain:
+def make_domain(wait_s: int = 0, **learning: Any) -> Domain:
     return Domain.from_mapping(
         {
             "name": "desk",
             "state": {"text": {"encoder": "hashing", "size": 64}, "slots": {"vip": {"type": "bool"}}},
             "actions": [{"id": name, "say": name} for name in ("greet", "ask", "bye")],
+            "rewards": {"wait": f"{wait_s}s"},
             "learning": learning,
         }
     )
@@ -33,8 +34,9 @@ class Journal:
     def domain_json(self, fingerprint: str) -> str | None:
         return self.domain.to_json() if fingerprint == self.domain.fingerprint else None
 
-    def add(self, dialogue_id: str = "d", time_ms: int = 0, **kind: Any) -> Row:
-        fact = training_pb2.Fact(key=str(len(self.rows)), dialogue_id=dialogue_id, time_ms=time_ms, **kind)
+    def add(self, dialogue_id: str = "d", time_ms: int = 0, key: str = "", **kind: Any) -> Row:
+        key = key or str(len(self.rows))
+        fact = training_pb2.Fact(key=key, dialogue_id=dialogue_id, time_ms=time_ms, **kind)
         name = fact.WhichOneof("kind")
         assert name is not None
         row = Row(len(self.rows) + 1, dialogue_id, KINDS[name], time_ms, fact, "")
@@ -45,7 +47,7 @@ class Journal:
         self, decision_id: str, parent: str = "", action: str = "greet", text: str = "hi", **kw: Any
     ) -> Row:
         fields: dict[str, Any] = {"mode": dialogue_pb2.TEACH, "recorded": True} | {
-            k: kw.pop(k) for k in ("mode", "recorded", "allowed", "history") if k in kw
+            k: kw.pop(k) for k in ("mode", "recorded", "allowed", "history", "index") if k in kw
         }
         decided = training_pb2.Decided(
             decision_id=decision_id,
@@ -75,16 +77,21 @@ class Journal:
         )
         return self.add(dialogue_id, feedback=given)
 
-    def delivered(self, decision_id: str, how: str, action: str = "") -> Row:
+    def delivered(self, decision_id: str, how: str, action: str = "", key: str = "") -> Row:
         delivered = training_pb2.Delivered(
             decision_id=decision_id, how=training_pb2.Delivered.How.Value(how), action=action
         )
-        return self.add(delivered=delivered)
+        return self.add(delivered=delivered, key=key)
 
     def ended(
-        self, decision_id: str, terminated: bool, last_text: str | None = None, dialogue_id: str = "d"
+        self,
+        decision_id: str,
+        terminated: bool,
+        last_text: str | None = None,
+        dialogue_id: str = "d",
+        time_ms: int = 0,
     ) -> Row:
         ended = training_pb2.Ended(decision_id=decision_id, outcome="success", terminated=terminated)
         if last_text is not None:
             ended.last_state.text = last_text
-        return self.add(dialogue_id, ended=ended)
+        return self.add(dialogue_id, time_ms, ended=ended)

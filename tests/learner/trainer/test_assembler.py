@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.learner.trainer.facts import Journal, make_domain
-from turnwise_actor.policy import Domain
+from turnwise.v1 import dialogue_pb2
 from turnwise_learner.trainer.assembler import Assembler
 from turnwise_learner.trainer.turns import Change, TurnRecord
 
@@ -73,15 +73,7 @@ def test_a_second_confirmed_child_is_a_fork() -> None:
 
 
 def test_a_turn_waits_for_its_window() -> None:
-    waiting = Domain.from_mapping(
-        {
-            "name": "desk",
-            "state": {"text": {"encoder": "hashing", "size": 64}},
-            "actions": [{"id": "greet", "say": "x"}, {"id": "ask", "say": "y"}],
-            "rewards": {"wait": "10s"},
-        }
-    )
-    journal = Journal(waiting)
+    journal = Journal(make_domain(wait_s=10))
     journal.decided("a", time_ms=5_000)
     journal.feedback("a", reward=1)
     _, changes = assemble(journal)
@@ -147,3 +139,83 @@ def test_many_dialogues_in_little_memory_fold_again_from_the_journal() -> None:
     assembler = Assembler(journal.domain, journal.dialogue, journal.domain_json, max_dialogues=3)
     turns = list(itertools.chain.from_iterable(c.records for c in assembler.assemble(journal.rows)))
     assert sum(turn.reward == 1.0 for turn in turns) == 20
+
+
+def test_a_dialogue_ended_twice_is_rated_at_its_last_turn_in_either_order() -> None:
+    """One tab closes an old turn while another goes on."""
+    facts: list[Callable[[Journal], object]] = [
+        lambda j: j.decided("a"),
+        lambda j: j.decided("b", "a", index=1),
+        lambda j: j.ended("a", True),
+        lambda j: j.ended("b", True),
+        lambda j: j.feedback("", reward=1),
+    ]
+    for order in itertools.permutations(range(len(facts))):
+        journal = Journal(make_domain(gamma=0.9))
+        for index in order:
+            facts[index](journal)
+        turns, _ = assemble(journal)
+        assert (turns["a"].reward, turns["a"].terminated) == (0.0, False), order
+        assert (turns["b"].reward, turns["b"].terminated) == (1.0, True), order
+
+
+def test_forks_are_counted_in_any_order_of_facts() -> None:
+    facts: list[Callable[[Journal], object]] = [
+        lambda j: j.decided("a"),
+        lambda j: j.decided("b", "a", time_ms=1),
+        lambda j: j.decided("c", "a", time_ms=2),
+        lambda j: j.feedback("b", "ann", 1, reward=1),
+        lambda j: j.feedback("c", "ann", 2, reward=1),
+    ]
+    for order in itertools.permutations(range(len(facts))):
+        journal = Journal(make_domain())
+        for index in order:
+            facts[index](journal)
+        turns, changes = assemble(journal)
+        assert sum(change.counters.get("forks", 0) for change in changes) == 1, order
+        assert turns["a"].successor == "b", order
+
+
+def test_of_deliveries_of_one_revision_the_same_counts_in_either_order() -> None:
+    """Two clients may give the same millisecond."""
+    for order in (["OVERRIDDEN", "DROPPED"], ["DROPPED", "OVERRIDDEN"]):
+        journal = Journal(make_domain())
+        journal.decided("a")
+        for how in order:
+            journal.delivered("a", how, "bye", key=f"v:{how}")
+        turns, _ = assemble(journal)
+        assert turns["a"].action == 2, order
+
+
+def test_an_answer_that_nobody_met_does_not_reopen_a_dialogue_that_ended_after_it() -> None:
+    journal = Journal(make_domain(gamma=0.9))
+    journal.decided("a", time_ms=1)
+    journal.decided("lost", "a", time_ms=2)
+    journal.ended("a", True, time_ms=3)
+    turns, _ = assemble(journal)
+    assert (turns["a"].terminated, turns["a"].successor) == (True, "")
+
+
+def test_the_last_state_of_an_evaluation_is_not_learned_from() -> None:
+    journal = Journal(make_domain(gamma=0.9))
+    journal.ended("a", False, "bye")
+    journal.decided("a", mode=dialogue_pb2.EVALUATE)
+    turns, _ = assemble(journal)
+    assert turns == {}
+
+
+def test_only_rewards_for_whole_dialogues_are_warned_of() -> None:
+    journal = Journal(make_domain())
+    journal.feedback("", comment_only=True)
+    journal.feedback("", reward=1)
+    _, changes = assemble(journal)
+    assert [c.counters.get("dialogue_feedback_not_learned", 0) for c in changes] == [0, 1]
+
+
+def test_a_later_truth_is_not_overtaken_by_an_earlier_one_that_waits_longer() -> None:
+    journal = Journal(make_domain(wait_s=10))
+    journal.decided("a", time_ms=1_000)
+    journal.decided("b", "a", time_ms=5_000)
+    journal.feedback("a", reward=1)
+    _, changes = assemble(journal)
+    assert [change.due_ms for change in changes] == [11_000, 15_000, 15_000]

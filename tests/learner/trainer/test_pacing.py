@@ -51,3 +51,11 @@ def test_granted_is_done_and_owed_and_forgone(steps: list[tuple[bool, bool, int]
     assert (restored.owed, restored.learned_through) == (pacer.owed, pacer.learned_through)
     pacer.spend(pacer.owed)
     assert pacer.learned_through == len(steps)
+
+
+def test_what_is_learned_through_never_goes_back() -> None:
+    """A turn that waited for its window comes after later facts of other dialogues."""
+    pacer = Pacer(8, 0, max_owed=100)
+    for cursor in (7, 4):
+        pacer.grant(cursor, lesson=False, unrated_turn=False)
+    assert pacer.learned_through == 7

@@ -17,7 +17,7 @@ from turnwise_cli.verbs import cli
 from turnwise_learner.journal import KINDS, create_schema, journal_path
 
 ACTIONS = [{"id": "greet"}, {"id": "ask_size"}, {"id": "bye"}]
-OF_OLD = dialogue_pb2.Observation(slots=[{"name": "gone", "flag": True}])
+OF_OLD = dialogue_pb2.Observation(slots=[dialogue_pb2.Slot(name="gone", flag=True)])
 AT_MS = 1_700_000_000_000
 
 
@@ -63,13 +63,14 @@ class Journal:
             connection.execute(statement, parameters)
 
     def decide(self, name, parent="", index=0, dialogue_id="talk", recorded=True, **more):
+        more.setdefault("domain_fingerprint", FINGERPRINT)
         decided = training_pb2.Decided(
             decision_id=name,
             parent_id=parent,
             index=index,
             action="greet",
             recorded=recorded,
-            **{"domain_fingerprint": FINGERPRINT} | more,
+            **more,
         )
         self.add(f"d:{name}", dialogue_id, decided=decided)
 

@@ -171,9 +171,9 @@ def test_what_is_said_while_the_learner_is_away_is_there_once_and_the_ledger_bal
     assert books["not_learnable"] == {"whole dialogue at gamma 0": 1}
 
 
-def balanced(data: Path) -> dict[str, Any] | None:
-    """What `turnwise ledger` says once it closes over all that is in the journal."""
+def balanced(data: Path) -> dict[str, Any]:
+    """What `turnwise ledger` says once it closes over all that is in the journal; empty before."""
     ran = CliRunner().invoke(cli, ["ledger", "--data", str(data), "--json"])
     books = json.loads(ran.output)
     through = books["trainer"] and books["trainer"]["cursor"]
-    return books if ran.exit_code == 0 and through == journal_rows(data)[-1].seq else None
+    return books if ran.exit_code == 0 and through == journal_rows(data)[-1].seq else {}

@@ -543,7 +543,7 @@ class Operator(object):
 
 class TrainerStub(object):
     """---------------------------------------------------------------------------------------------
-    Trainer <-> service: two processes of one learner, on loopback. The trainer connects; when the stream
+    Trainer <-> service: two processes of one learner, on a loopback port of its own. The trainer connects; when the stream
     breaks it goes on training from the journal and connects again.
 
     """
@@ -563,7 +563,7 @@ class TrainerStub(object):
 
 class TrainerServicer(object):
     """---------------------------------------------------------------------------------------------
-    Trainer <-> service: two processes of one learner, on loopback. The trainer connects; when the stream
+    Trainer <-> service: two processes of one learner, on a loopback port of its own. The trainer connects; when the stream
     breaks it goes on training from the journal and connects again.
 
     """
@@ -593,7 +593,7 @@ def add_TrainerServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class Trainer(object):
     """---------------------------------------------------------------------------------------------
-    Trainer <-> service: two processes of one learner, on loopback. The trainer connects; when the stream
+    Trainer <-> service: two processes of one learner, on a loopback port of its own. The trainer connects; when the stream
     breaks it goes on training from the journal and connects again.
 
     """

@@ -264,7 +264,7 @@ def add_OperatorServicer_to_server(servicer: OperatorServicer, server: typing.Un
 
 class TrainerStub:
     """---------------------------------------------------------------------------------------------
-    Trainer <-> service: two processes of one learner, on loopback. The trainer connects; when the stream
+    Trainer <-> service: two processes of one learner, on a loopback port of its own. The trainer connects; when the stream
     breaks it goes on training from the journal and connects again.
     """
 
@@ -277,7 +277,7 @@ class TrainerStub:
 
 class TrainerAsyncStub:
     """---------------------------------------------------------------------------------------------
-    Trainer <-> service: two processes of one learner, on loopback. The trainer connects; when the stream
+    Trainer <-> service: two processes of one learner, on a loopback port of its own. The trainer connects; when the stream
     breaks it goes on training from the journal and connects again.
     """
 
@@ -289,7 +289,7 @@ class TrainerAsyncStub:
 
 class TrainerServicer(metaclass=abc.ABCMeta):
     """---------------------------------------------------------------------------------------------
-    Trainer <-> service: two processes of one learner, on loopback. The trainer connects; when the stream
+    Trainer <-> service: two processes of one learner, on a loopback port of its own. The trainer connects; when the stream
     breaks it goes on training from the journal and connects again.
     """
 

@@ -276,7 +276,7 @@ def _add_stock(report: Report, stock: Sequence[Outcome], ours: Sequence[Outcome]
         "lessons": spread(lessons),
         "wrong_answers": spread([s.wrong_answers for s in stock]),
         "wrong_answers_vs_ours": statistics.median(
-            s.wrong_answers / mine[s.seed].wrong_answers for s in stock
+            s.wrong_answers / max(1, mine[s.seed].wrong_answers) for s in stock
         ),
         "seconds_a_seed": statistics.median(s.seconds for s in stock),
     }

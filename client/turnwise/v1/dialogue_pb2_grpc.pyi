@@ -11,7 +11,8 @@ FAILED_PRECONDITION: the token is older than 90 days or has been continued in 64
 had all its turns.
 RESOURCE_EXHAUSTED: over 256 requests in flight on a stream, more a second than the caller may send, or a request over 4 MiB (refused by gRPC
 itself, without details; on a stream it ends the stream). UNAVAILABLE: no policy yet, the actor is
-draining, or neither the learner nor the disk takes the feedback now: retry, at another actor. Every call here may be retried with the same
+draining, or neither the learner nor the disk takes the feedback now: retry, at another actor. UNKNOWN, from
+gRPC itself: bytes that are no message; on a stream they end it. Every call here may be retried with the same
 request (same `request_id` / `feedback_id`): facts are keyed, a retry trains nothing twice.
 """
 

@@ -31,7 +31,7 @@ VERBS = {
     "explore": Verb("explore", "Show or change how the bot explores."),
     "checkpoint": Verb("checkpoint", "Save a checkpoint now."),
     "resume-report": Verb("resume_report", "Tell what a restart would continue from."),
-    "ledger": Verb("ledger", "Check that every turn in the journal is accounted for."),
+    "ledger": Verb("ledger", "Check that every turn and every rating is accounted for."),
     "export": Verb("export", "Write the journal's facts to the standard output."),
     "credential": Verb("credential", "Add, list and revoke the credentials of callers."),
     "rotate-keys": Verb("rotate_keys", "Seal continuation tokens with a new key.", "actor"),

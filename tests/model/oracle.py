@@ -141,11 +141,11 @@ class Oracle:
                 found[user] = max(found.get(user, newest), newest)
         return {user: reward for user, (_, _, reward) in found.items()}
 
-    def last_turn(self, dialogue_id: str) -> str:
-        """The last turn at which somebody ended the dialogue; empty: nobody has."""
+    def last_turn(self, dialogue_id: str, there: set[str]) -> str:
+        """Of the turns in the journal, the last at which somebody ended the dialogue; empty: nobody has."""
         ends = [
             (self.decisions[name].index, name)
             for name in self.ends_at
-            if name in self.decisions and self.decisions[name].dialogue_id == dialogue_id
+            if name in there and self.decisions[name].dialogue_id == dialogue_id
         ]
         return max(ends)[1] if ends else ""

@@ -265,36 +265,44 @@ def test_at_a_terminal_it_talks_and_ctrl_c_is_no_traceback(actor):
     termios.tcsetwinsize(there, (30, 120))
     process = subprocess.Popen(chat, env=environment, stdin=there, stdout=there, stderr=there)
     os.close(there)
-    screen = b""
+    screen = shown = b""
 
     def until(text):
-        nonlocal screen
+        nonlocal screen, shown
         deadline = time.monotonic() + 20
         while text not in screen:
-            assert time.monotonic() < deadline, screen
+            assert time.monotonic() < deadline, shown
             if select.select([here], [], [], 0.2)[0]:
-                screen += os.read(here, 4096)
+                read = os.read(here, 4096)
+                screen, shown = screen + read, shown + read
+        screen = screen.partition(text)[2]
+
+    def prompted_after(text):
+        """Keys pressed before the prompt is back may be lost with the terminal's mode."""
+        until(text)
+        until(b"you>")
 
     with process:
         try:
             until(b"you>")
             os.write(here, b"hello\r")
-            until(b"Hello!")
-            os.write(here, b"forget this\x03")
+            prompted_after(b"Hello!")
+            os.write(here, b"forget this")
+            until(b"this")
+            os.write(here, b"\x03")
+            until(b"you>")
             os.write(here, b"+\r")
-            until(b"learned in")
-            screen = b""
-            until(b"you>")  # keys pressed before the prompt is back may be lost with the terminal's mode
+            prompted_after(b"learned in")
             os.write(here, b"\x04")
             deadline = time.monotonic() + 20
             while process.poll() is None:  # and read on: a full terminal blocks who writes to it
-                assert time.monotonic() < deadline, screen
+                assert time.monotonic() < deadline, shown
                 if select.select([here], [], [], 0.2)[0]:
                     with contextlib.suppress(OSError):  # its other end is closed
-                        screen += os.read(here, 4096)
+                        shown += os.read(here, 4096)
             assert process.returncode == 0
         finally:
             process.kill()
             os.close(here)
-    assert b"Traceback" not in screen
+    assert b"Traceback" not in shown
     assert given(actor) == [("reward", 1.0)]

@@ -29,18 +29,20 @@ from pathlib import Path
 import grpc
 
 from frontends import ClientLog, Frontends
-from live import QUICKSTART
+from live import QUICKSTART, status
 from relay import Relay
 from report import Report, say
 from turnwise.v1 import training_pb2, training_pb2_grpc
+from turnwise_cli.journal_file import facts, open_journal
 from turnwise_deploy.local import DeploymentError, LocalConfig, LocalDeployment
-from turnwise_learner.journal import JournalReader, Row, journal_path
+from turnwise_learner.journal import Row
 
 GOALS = {"lost_feedback": 0.0, "lost_turns": 0.0, "doubled": 0.0, "worst_outage_s": 1.0}
 ACTORS, PEOPLE = 3, 24
 AFTER_A_DEATH_S = 3.0
 """Turns asked until then count for the outage."""
 PATIENCE_S = 120.0
+ANSWER_S = 5.0
 SPOOL_BYTES = 4 << 20
 
 
@@ -123,11 +125,13 @@ class Chaos:
     async def stop_an_actor(self) -> None:
         """SIGSTOP: it holds its port and its connections, and answers nothing."""
         pid = self.up.pids()[self.chance.choice(self.up.actors)]
-        await _stopped([pid], self.plan.stop_s)
+        with _stopped(pid):
+            await asyncio.sleep(self.plan.stop_s)
 
     async def learner_away(self) -> None:
         """Service and trainer stand still."""
-        await _stopped([self.up.pids()[self.up.learner], await self._trainer_pid()], self.plan.away_s)
+        with _stopped(self.up.pids()[self.up.learner], await self._trainer_pid()):
+            await asyncio.sleep(self.plan.away_s)
 
     async def cut_actors_from_learner(self) -> None:
         """Nothing passes, and no reset tells of it."""
@@ -145,17 +149,12 @@ class Chaos:
 
     async def tear_spool(self) -> None:
         """An actor dies while it writes to its spool."""
-        learner = self.up.pids()[self.up.learner]
-        assert learner
-        os.kill(learner, signal.SIGSTOP)
-        try:
+        with _stopped(self.up.pids()[self.up.learner]):
             await asyncio.sleep(self.plan.stop_s)
             await self.kill_actor()
             for file in (self.data / "spool").glob("*/*.facts"):
                 with contextlib.suppress(OSError), file.open("ab") as segment:
                     segment.write(self.chance.randbytes(77))
-        finally:
-            os.kill(learner, signal.SIGCONT)
 
     async def truncate_checkpoint(self) -> None:
         """The trainer dies, and its newest checkpoint is found torn."""
@@ -184,19 +183,16 @@ class Chaos:
 
     async def fill_the_disk(self) -> None:
         """No byte is left for the spool while the learner is away."""
-        learner = self.up.pids()[self.up.learner]
-        assert learner
         filler = self.data / "spool" / "filler"
-        os.kill(learner, signal.SIGSTOP)
-        try:
-            with contextlib.suppress(OSError), filler.open("wb") as file:
-                while True:
-                    file.write(bytes(4096))
-                    file.flush()
-            await asyncio.sleep(self.plan.disk_full_s)
-        finally:
-            filler.unlink(missing_ok=True)
-            os.kill(learner, signal.SIGCONT)
+        with _stopped(self.up.pids()[self.up.learner]):
+            try:
+                with contextlib.suppress(OSError), filler.open("wb") as file:
+                    while True:
+                        file.write(bytes(4096))
+                        file.flush()
+                await asyncio.sleep(self.plan.disk_full_s)
+            finally:
+                filler.unlink(missing_ok=True)
 
     # Recovery
 
@@ -215,7 +211,7 @@ class Chaos:
         if any(pid is None or pid in self._dead for pid in self.up.pids().values()):
             return "a process is down"
         try:
-            state = status(self.up.learner)
+            state = status(self.up.learner, ANSWER_S)
         except grpc.RpcError as error:
             return f"the learner does not answer ({error.code()})"
         if not state.trainer_alive or state.trainer.pid in self._dead:
@@ -233,28 +229,25 @@ class Chaos:
         deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline:
             with contextlib.suppress(grpc.RpcError):
-                state = await asyncio.to_thread(status, self.up.learner)
+                state = await asyncio.to_thread(status, self.up.learner, ANSWER_S)
                 if state.trainer_alive and state.trainer.pid and state.trainer.pid not in self._dead:
                     return int(state.trainer.pid)
             await asyncio.sleep(0.1)
         raise DeploymentError("the trainer does not come back")
 
 
-def status(learner: str) -> training_pb2.LearnerStatus:
-    """What the learner says of itself."""
-    with grpc.insecure_channel(learner) as channel:
-        stub = training_pb2_grpc.OperatorStub(channel)
-        return stub.GetStatus(training_pb2.GetStatusRequest(), timeout=5)
-
-
-async def _stopped(pids: list[int | None], seconds: float) -> None:
+@contextlib.contextmanager
+def _stopped(*pids: int | None) -> Iterator[None]:
+    """SIGSTOP; they go on after the block, however it ends."""
     held = [pid for pid in pids if pid]
     for pid in held:
         os.kill(pid, signal.SIGSTOP)
-    await asyncio.sleep(seconds)
-    for pid in held:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGCONT)
+    try:
+        yield
+    finally:
+        for pid in held:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
 
 # Afterwards
@@ -295,11 +288,8 @@ def account(log: ClientLog, rows: Iterable[Row]) -> Account:
 
 def journal_rows(data: Path) -> Iterator[Row]:
     """Every fact."""
-    with JournalReader(journal_path(data)) as reader:
-        cursor = 0
-        while rows := reader.read_after(cursor, 2048):
-            cursor = rows[-1].seq
-            yield from rows
+    with open_journal(data) as journal:
+        yield from facts(journal)
 
 
 def ledger(data: Path) -> tuple[int, str]:
@@ -315,7 +305,7 @@ async def _learned(learner: str, log: ClientLog) -> str:
     count = -1
     while time.monotonic() < deadline:
         with contextlib.suppress(grpc.RpcError):
-            state = await asyncio.to_thread(status, learner)
+            state = await asyncio.to_thread(status, learner, ANSWER_S)
             count = state.trainer.rated_turns
             held = sum(
                 actor.report.pending_facts + actor.report.spooled_bytes

@@ -99,11 +99,16 @@ async def live_pupil(task: Task, manner: Manner, lags: Lags) -> AsyncIterator["L
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _updates(learner: str) -> int:
-    time.sleep(REPORTED_AFTER_S)
+def status(learner: str, timeout_s: float = 10.0) -> training_pb2.LearnerStatus:
+    """What the learner says of itself."""
     with grpc.insecure_channel(learner) as channel:
         stub = training_pb2_grpc.OperatorStub(channel)
-        return int(stub.GetStatus(training_pb2.GetStatusRequest(), timeout=10).trainer.updates)
+        return stub.GetStatus(training_pb2.GetStatusRequest(), timeout=timeout_s)
+
+
+def _updates(learner: str) -> int:
+    time.sleep(REPORTED_AFTER_S)
+    return int(status(learner).trainer.updates)
 
 
 class LivePupil:

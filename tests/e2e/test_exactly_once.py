@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 import turnwise
-from tests.e2e.deployment import DOMAIN, deployed, eventually, journal_rows, kill, status
+from tests.e2e.deployment import DOMAIN, eventually, journal_rows, kill, status
 from turnwise.v1 import dialogue_pb2 as pb
 from turnwise.v1.dialogue_pb2_grpc import DialogueStub
 from turnwise_actor.policy import Domain
@@ -22,17 +22,6 @@ from turnwise_deploy.local import LocalDeployment
 from turnwise_learner.journal import DECIDED, ENDED, FEEDBACK
 
 pytestmark = pytest.mark.timeout(240)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("once")
-
-
-@pytest.fixture(scope="module")
-def up(data: Path) -> Iterator[LocalDeployment]:
-    with deployed(data) as deployment:
-        yield deployment
 
 
 @pytest.fixture(scope="module")

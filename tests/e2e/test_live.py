@@ -1,13 +1,11 @@
 """One deployment of a learner and two actors, used as its users would."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import turnwise
 from tests.e2e.deployment import (
-    deployed,
     eventually,
     explore,
     explores,
@@ -19,17 +17,6 @@ from turnwise_actor.policy import ModeExploration
 from turnwise_deploy.local import LocalDeployment
 
 pytestmark = pytest.mark.timeout(180)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("live")
-
-
-@pytest.fixture(scope="module")
-def up(data: Path) -> Iterator[LocalDeployment]:
-    with deployed(data) as deployment:
-        yield deployment
 
 
 def test_a_corrected_answer_is_right_the_next_time(up: LocalDeployment) -> None:

@@ -24,6 +24,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -198,14 +199,8 @@ class Chaos:
 
     async def _recovered(self, after: str) -> None:
         """All processes run, the trainer is attached, every actor is connected and holds nothing back."""
-        deadline = time.monotonic() + PATIENCE_S
-        missing = "?"
-        while time.monotonic() < deadline:
-            missing = await asyncio.to_thread(self._missing)
-            if not missing:
-                return
-            await asyncio.sleep(0.1)
-        self.failures.append(f"after {after}: still {missing} after {PATIENCE_S:.0f} s")
+        if missing := await _until_nothing_is_missing(self._missing):
+            self.failures.append(f"after {after}: still {missing} after {PATIENCE_S:.0f} s")
 
     def _missing(self) -> str:
         if any(pid is None or pid in self._dead for pid in self.up.pids().values()):
@@ -214,7 +209,7 @@ class Chaos:
             state = status(self.up.learner, ANSWER_S)
         except grpc.RpcError as error:
             return f"the learner does not answer ({error.code()})"
-        if not state.trainer_alive or state.trainer.pid in self._dead:
+        if not self._trainer_runs(state):
             return "the trainer is away"
         connected = sum(actor.connected and actor.report.pid not in self._dead for actor in state.actors)
         return "" if connected >= ACTORS else f"{connected} of {ACTORS} actors are connected"
@@ -225,15 +220,22 @@ class Chaos:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
+    def _trainer_runs(self, state: training_pb2.LearnerStatus) -> bool:
+        return state.trainer_alive and state.trainer.pid not in {0, *self._dead}
+
     async def _trainer_pid(self) -> int:
-        deadline = time.monotonic() + PATIENCE_S
-        while time.monotonic() < deadline:
-            with contextlib.suppress(grpc.RpcError):
-                state = await asyncio.to_thread(status, self.up.learner, ANSWER_S)
-                if state.trainer_alive and state.trainer.pid and state.trainer.pid not in self._dead:
-                    return int(state.trainer.pid)
-            await asyncio.sleep(0.1)
-        raise DeploymentError("the trainer does not come back")
+        if missing := await _until_nothing_is_missing(self._missing):
+            raise DeploymentError(f"{missing}, still after {PATIENCE_S:.0f} s")
+        state = await asyncio.to_thread(status, self.up.learner, ANSWER_S)
+        return int(state.trainer.pid)
+
+
+async def _until_nothing_is_missing(look: Callable[[], str]) -> str:
+    """Asks what is missing until nothing is; what is missing still after `PATIENCE_S`."""
+    deadline = time.monotonic() + PATIENCE_S
+    while (missing := await asyncio.to_thread(look)) and time.monotonic() < deadline:
+        await asyncio.sleep(0.1)
+    return missing
 
 
 @contextlib.contextmanager
@@ -299,23 +301,17 @@ def ledger(data: Path) -> tuple[int, str]:
     return ran.returncode, (ran.stderr or ran.stdout).strip()[-500:]
 
 
-async def _learned(learner: str, log: ClientLog) -> str:
-    """Waits until the trainer has met every rating; what is wrong otherwise."""
-    deadline = time.monotonic() + PATIENCE_S
-    count = -1
-    while time.monotonic() < deadline:
-        with contextlib.suppress(grpc.RpcError):
-            state = await asyncio.to_thread(status, learner, ANSWER_S)
-            count = state.trainer.rated_turns
-            held = sum(
-                actor.report.pending_facts + actor.report.spooled_bytes
-                for actor in state.actors
-                if actor.connected
-            )
-            if count == len(log.ratings) and not held:
-                return ""
-        await asyncio.sleep(0.2)
-    return f"the trainer has met {count} rated turns, the frontends were acknowledged {len(log.ratings)}"
+def _unlearned(learner: str, log: ClientLog) -> str:
+    """What the trainer has not met; nothing once it knows every rating and no actor holds any back."""
+    try:
+        state = status(learner, ANSWER_S)
+    except grpc.RpcError as error:
+        return f"the learner does not answer ({error.code()})"
+    reports = [actor.report for actor in state.actors if actor.connected]
+    if held := [report.address for report in reports if report.pending_facts + report.spooled_bytes]:
+        return f"facts are held back by {', '.join(held)}"
+    met, given = state.trainer.rated_turns, len(log.ratings)
+    return "" if met == given else f"the trainer has met {met} of {given} acknowledged ratings"
 
 
 # The whole
@@ -345,7 +341,7 @@ async def measure(plan: Plan, seed: int, data: Path, small_disk: bool) -> Report
             finally:
                 frontends.stop()
                 await talking
-            if unlearned := await _learned(up.learner, frontends.log):
+            if unlearned := await _until_nothing_is_missing(partial(_unlearned, up.learner, frontends.log)):
                 chaos.failures.append(unlearned)
         finally:
             await asyncio.to_thread(up.stop)

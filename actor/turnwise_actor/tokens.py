@@ -11,7 +11,6 @@ import base64
 import binascii
 import hashlib
 import json
-import logging
 import math
 import os
 import secrets
@@ -26,7 +25,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from google.protobuf.message import DecodeError
 
 from turnwise.v1 import token_pb2
-from turnwise_actor.access.files import stamp, write_secret
+from turnwise_actor.access.files import Followed, write_secret
 from turnwise_actor.config import TokenConfig
 from turnwise_actor.errors import TokenError
 
@@ -35,8 +34,6 @@ _HEAD = struct.Struct("<B4s12sB")
 _TAG_BYTES = 16
 _LOOK_INTERVAL_S = 1.0
 _MAX_AGE_S = TokenConfig.max_age_s + TokenConfig.clock_leeway_s
-
-logger = logging.getLogger(__name__)
 
 
 class KeyFileError(ValueError):
@@ -65,9 +62,9 @@ class OpenedToken:
 
 
 class KeyRing:
-    """The keys of one domain's actors; the file is looked at again about once a second.
+    """The keys of one domain's actors; the file is followed, looked at about once a second.
 
-    A file that has become unreadable leaves the keys as they were and is complained about once.
+    Raises on construction: KeyFileError.
     """
 
     def __init__(
@@ -77,40 +74,24 @@ class KeyRing:
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self._file = file
-        self._domain_name = domain_name
-        self._clock = clock
         self._now = now
-        self._stamp = stamp(file)
-        self._active, self._keys = _read_keys(file, domain_name)
-        self._looked_at = clock()
+        self._file = Followed(
+            "token keys", [file], lambda: _read_keys(file, domain_name), _LOOK_INTERVAL_S, clock
+        )
 
     @property
     def active(self) -> Key:
         """The key that seals."""
-        if self._clock() - self._looked_at >= _LOOK_INTERVAL_S:
-            self._look()
-        return self._active
+        active, _ = self._file.latest()
+        return active
 
     def find(self, head_id: bytes) -> Key | None:
         """The key of a token's head; an unknown id may be a key added just now, so the file is looked at."""
-        if head_id not in self._keys:
-            self._look()
-        key = self._keys.get(head_id)
+        _, keys = self._file.value
+        if head_id not in keys and self._file.look():
+            _, keys = self._file.value
+        key = keys.get(head_id)
         return key if key is not None and self._now() < key.opens_until else None
-
-    def _look(self) -> None:
-        self._looked_at = self._clock()
-        seen = stamp(self._file)
-        if seen == self._stamp:
-            return
-        self._stamp = seen
-        try:
-            self._active, self._keys = _read_keys(self._file, self._domain_name)
-        except KeyFileError as error:
-            logger.error("keeping the token keys as they were: %s", error)
-        else:
-            logger.info("read %d token keys anew, %s is active", len(self._keys), self._active.name)
 
 
 class Tokens:

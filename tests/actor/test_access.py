@@ -285,7 +285,7 @@ async def test_a_broken_credential_file_leaves_everybody_as_they_were(
 
     async def complained() -> bool:
         await web.start()
-        return "keeping the credentials as they were" in caplog.text
+        return "keeping the credentials as before" in caplog.text
 
     while not await complained():
         await asyncio.sleep(0.05)
@@ -356,7 +356,7 @@ async def test_a_renewed_certificate_is_served_without_a_restart(
     assert await asyncio.to_thread(served_certificate, actor.address) == first
     shutil.copy(renewed.certificate, pair.certificate)
     assert await asyncio.to_thread(served_certificate, actor.address) == first, "its key is not there yet"
-    assert "keeping the certificate as it was" in caplog.text
+    assert "keeping the certificate as before" in caplog.text
     shutil.copy(renewed.key, pair.key)
     assert await asyncio.to_thread(served_certificate, actor.address) == renewed.certificate.read_text()
 

@@ -13,7 +13,7 @@ import grpc
 import grpc.aio
 
 from turnwise._channels import stays_here
-from turnwise_actor.access.files import Stamp, stamp
+from turnwise_actor.access.files import Followed
 from turnwise_actor.access.server_access import AccessError, check_pair, read_ca
 
 Metadata = tuple[tuple[str, str], ...]
@@ -79,9 +79,9 @@ class ClientAccess:
         """What goes with a call or stream that begins now. Raises AccessError."""
         return () if self.token_file is None else (("authorization", f"Bearer {self.token()}"),)
 
-    def stamps(self) -> tuple[Stamp, ...]:
-        """Changes when the files that make a connection do."""
-        return tuple(stamp(file) for file in (self.ca, self.certificate, self.key) if file is not None)
+    def connection_files(self) -> list[Path]:
+        """The files that a connection is made from."""
+        return [file for file in (self.ca, self.certificate, self.key) if file is not None]
 
     def channel(self, address: str, options: Options = ()) -> grpc.Channel:
         """A channel whose calls bring the token. Raises AccessError."""
@@ -110,17 +110,18 @@ class Link:
         self._address = address
         self._access = access
         self._options = list(options)
-        self._stamps = access.stamps()
-        self._channel = self._connect()
+        self._channel = Followed("certificates", access.connection_files(), self._connect)
         self._closing: set[asyncio.Task[None]] = set()
 
     def channel(self) -> grpc.aio.Channel:
         """The channel to begin a call or stream on."""
-        stamps = self._access.stamps()
-        if stamps != self._stamps:
-            self._stamps = stamps
-            self._renew()
-        return self._channel
+        old = self._channel.value
+        if self._channel.look():
+            # What goes on over the old connection breaks, and is begun anew over the new one.
+            task = asyncio.ensure_future(_close(old))
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+        return self._channel.value
 
     def metadata(self) -> Metadata:
         """What goes with a call or stream that begins now: nothing while the token cannot be read."""
@@ -133,19 +134,7 @@ class Link:
     async def close(self) -> None:
         """Ends the connection and all that goes on over it."""
         await asyncio.gather(*self._closing)
-        await self._channel.close(None)
-
-    def _renew(self) -> None:
-        try:
-            renewed = self._connect()
-        except AccessError as error:
-            logger.error("keeping the certificates as they were: %s", error)
-            return
-        # What goes on over the old connection breaks, and is begun anew over this one.
-        task = asyncio.ensure_future(_close(self._channel))
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
-        self._channel = renewed
+        await self._channel.value.close(None)
 
     def _connect(self) -> grpc.aio.Channel:
         credentials = self._access.channel_credentials()

@@ -26,7 +26,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from turnwise_actor.access.files import stamp, write_secret
+from turnwise_actor.access.files import Followed, write_secret
 
 CREDENTIALS = Path("keys", "credentials.json")
 """Where a data folder has its credential file."""
@@ -94,9 +94,7 @@ class Principal:
 
 
 class Credentials:
-    """The principals of a file, looked at again about once a second.
-
-    A file that has become unreadable, or is gone, leaves them as they were and is complained about once.
+    """The principals of a file that is followed, looked at about once a second.
 
     Raises on construction: CredentialFileError.
     """
@@ -107,54 +105,33 @@ class Credentials:
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self._file = file
-        self._clock = clock
         self._now = now
         self._buckets: dict[str, Bucket] = {}
-        self._stamp = stamp(file)
-        self._principals = self._shared(read_credentials(file))
-        self._looked_at = clock()
+        self._file = Followed(
+            "credentials", [file], lambda: self._shared(read_credentials(file)), _LOOK_INTERVAL_S, clock
+        )
 
     def by_token(self, token: str) -> Principal | None:
         """The one whose token this is; compared in constant time with every digest."""
-        self._look()
         digest = hashlib.sha256(token.encode()).digest()
         found = None
-        for principal in self._principals:
+        for principal in self._file.latest():
             if hmac.compare_digest(principal.sha256, digest):
                 found = principal
         return self._in_force(found)
 
     def by_certificate(self, names: Iterable[str]) -> Principal | None:
         """The one whom a verified certificate names."""
-        self._look()
         wanted = set(names)
-        named = (each for each in self._principals if each.name in wanted)
+        named = (each for each in self._file.latest() if each.name in wanted)
         return next((each for each in named if self._in_force(each)), None)
 
     def still_holds(self, principal: Principal) -> bool:
         """Whether one found earlier is in the file as it was, and has not expired."""
-        self._look()
-        return principal in self._principals and self._in_force(principal) is not None
+        return principal in self._file.latest() and self._in_force(principal) is not None
 
     def _in_force(self, principal: Principal | None) -> Principal | None:
         return principal if principal is not None and self._now() < principal.expires else None
-
-    def _look(self) -> None:
-        now = self._clock()
-        if now - self._looked_at < _LOOK_INTERVAL_S:
-            return
-        self._looked_at = now
-        seen = stamp(self._file)
-        if seen == self._stamp:
-            return
-        self._stamp = seen
-        try:
-            self._principals = self._shared(read_credentials(self._file))
-        except CredentialFileError as error:
-            logger.error("keeping the credentials as they were: %s", error)
-        else:
-            logger.info("read %d credentials anew", len(self._principals))
 
     def _shared(self, principals: Sequence[Principal]) -> tuple[Principal, ...]:
         """The same principals, with the bucket that their name has had so far."""

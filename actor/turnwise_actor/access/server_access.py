@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,9 +14,7 @@ import grpc
 import grpc.aio
 
 from turnwise._channels import stays_here
-from turnwise_actor.access.files import Stamp, stamp
-
-logger = logging.getLogger(__name__)
+from turnwise_actor.access.files import Followed
 
 
 class AccessError(ValueError):
@@ -71,7 +68,25 @@ class ServerAccess:
         """
         if self.certificate is None:
             return server.add_insecure_port(address)
-        return server.add_secure_port(address, _Certificates(self).server_credentials())
+        return server.add_secure_port(address, self._server_credentials())
+
+    def _server_credentials(self) -> grpc.ServerCredentials:
+        """The certificate as its files have it at each handshake."""
+        assert self.certificate is not None
+        assert self.key is not None
+        files = [file for file in (self.certificate, self.key, self.client_ca) if file is not None]
+        read = partial(_certificate_configuration, self.certificate, self.key, self.client_ca)
+        followed = Followed("certificate", files, read)
+
+        # Called by gRPC at each handshake, on a thread of its own.
+        def renewed() -> grpc.ServerCertificateConfiguration | None:
+            return followed.value if followed.look() else None
+
+        return grpc.dynamic_ssl_server_credentials(
+            followed.value,
+            cast("Callable[[], grpc.ServerCertificateConfiguration]", renewed),
+            require_client_authentication=self.client_ca is not None,
+        )
 
     def arguments(self) -> list[str]:
         """As a command line that `from_options` reads."""
@@ -107,48 +122,13 @@ def from_options(options: argparse.Namespace) -> ServerAccess:
     )
 
 
-class _Certificates:
-    """A server's certificate as its files have it; looked at again at every handshake.
-
-    Files that do not fit together, as in the midst of a renewal, leave it as it was.
-    """
-
-    def __init__(self, access: ServerAccess) -> None:
-        assert access.certificate is not None
-        assert access.key is not None
-        self._certificate, self._key, self._client_ca = access.certificate, access.key, access.client_ca
-        self._stamps = self._look()
-        self._first = self._read()
-
-    def server_credentials(self) -> grpc.ServerCredentials:
-        """For `add_secure_port`."""
-        mutual = self._client_ca is not None
-        renewed = cast("Callable[[], grpc.ServerCertificateConfiguration]", self._renewed)
-        return grpc.dynamic_ssl_server_credentials(self._first, renewed, require_client_authentication=mutual)
-
-    def _renewed(self) -> grpc.ServerCertificateConfiguration | None:
-        """The files' content if they have changed. Called by gRPC, on a thread of its own."""
-        stamps = self._look()
-        if stamps == self._stamps:
-            return None
-        self._stamps = stamps
-        try:
-            renewed = self._read()
-        except AccessError as error:
-            logger.error("keeping the certificate as it was: %s", error)
-            return None
-        logger.info("read the certificate %s anew", self._certificate)
-        return renewed
-
-    def _look(self) -> Sequence[Stamp]:
-        files = (self._certificate, self._key, *([self._client_ca] if self._client_ca else []))
-        return [stamp(file) for file in files]
-
-    def _read(self) -> grpc.ServerCertificateConfiguration:
-        check_pair(self._certificate, self._key)
-        chain = (self._key.read_bytes(), self._certificate.read_bytes())
-        roots = None if self._client_ca is None else read_ca(self._client_ca)
-        return grpc.ssl_server_certificate_configuration([chain], roots)
+def _certificate_configuration(
+    certificate: Path, key: Path, client_ca: Path | None
+) -> grpc.ServerCertificateConfiguration:
+    check_pair(certificate, key)
+    chain = (key.read_bytes(), certificate.read_bytes())
+    roots = None if client_ca is None else read_ca(client_ca)
+    return grpc.ssl_server_certificate_configuration([chain], roots)
 
 
 def check_pair(certificate: Path, key: Path) -> None:

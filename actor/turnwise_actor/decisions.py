@@ -22,24 +22,47 @@ class Choice:
     """What the policy chose. A is the number of actions in the domain."""
 
     action: int
-    probabilities: npt.NDArray[np.float32]
-    """<float32>[A], zero where not allowed."""
-    q_values: npt.NDArray[np.float32]
-    """<float32>[A], NaN where not allowed."""
+    probability: float
+    probabilities: bytes
+    """Little-endian float32[A], zero where not allowed."""
+    q_values: bytes
+    """Little-endian float32[A], NaN where not allowed."""
 
 
 def choose(
     policy: Policy,
     encoded: npt.NDArray[np.float32],
     allowed: npt.NDArray[np.bool_],
-    exploration: ModeExploration,
-    seed: bytes,
-) -> Choice:
-    """Draws from what the mode's exploration makes of the values of <bool>[A] `allowed`."""
+    explorations: Sequence[ModeExploration],
+    seeds: Sequence[bytes],
+) -> list[Choice]:
+    """Draws for B observations from what each one's exploration makes of the values of its allowed actions.
+
+    Args:
+        policy: Gives the values.
+        encoded: <float32>[B, D].
+        allowed: <bool>[B, A].
+        explorations: B of them.
+        seeds: B of them; the same one draws the same action, whatever the rest of the batch.
+
+    Raises:
+        ValueError: The value of an allowed action is not finite.
+    """
     q_values = policy.network.q_values(encoded)
-    chances = probabilities(q_values, allowed, exploration)
-    masked = np.where(allowed, q_values, np.float32(np.nan)).astype(np.float32)
-    return Choice(draw(chances, seed), chances, masked)
+    chances = np.empty_like(q_values)
+    for exploration in set(explorations):
+        rows = np.array([each == exploration for each in explorations])
+        chances[rows] = probabilities(q_values[rows], allowed[rows], exploration)
+    actions = draw(chances, seeds)
+    of_actions = chances[np.arange(len(actions)), actions].tolist()
+    told, values = _rows(chances), _rows(np.where(allowed, q_values, np.float32(np.nan)))
+    return [Choice(*each) for each in zip(actions, of_actions, told, values, strict=True)]
+
+
+def _rows(values: npt.NDArray[np.float32]) -> list[bytes]:
+    """The bytes of each row of <float32>[B, A]."""
+    content, width = values.astype("<f4").tobytes(), 4 * values.shape[1]
+    return [content[at : at + width] for at in range(0, len(content), width)]
 
 
 def say_for(domain: Domain, action: int, seed: bytes) -> str:
@@ -50,10 +73,8 @@ def say_for(domain: Domain, action: int, seed: bytes) -> str:
 
 def allowed_mask(domain: Domain, allowed: Sequence[str]) -> npt.NDArray[np.bool_]:
     """<bool>[A] from known action ids; none named means all."""
-    if not allowed:
-        return np.ones(len(domain.action_ids), dtype=np.bool_)
     mask = np.zeros(len(domain.action_ids), dtype=np.bool_)
-    mask[[domain.action_index[name] for name in allowed]] = True
+    mask[[domain.action_index[name] for name in allowed] if allowed else slice(None)] = True
     return mask
 
 
@@ -64,6 +85,8 @@ def pack_mask(mask: npt.NDArray[np.bool_]) -> bytes:
 
 def canonical(observation: dialogue_pb2.Observation) -> dialogue_pb2.Observation:
     """The same observation with its slots in order of name: what a decision's identity is made from."""
+    if len(observation.slots) < 2:
+        return observation
     ordered = dialogue_pb2.Observation()
     ordered.CopyFrom(observation)
     ordered.slots.sort(key=lambda slot: slot.name)

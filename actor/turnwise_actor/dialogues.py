@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
 
 from turnwise.v1 import dialogue_pb2, token_pb2, training_pb2
 from turnwise_actor import decisions, facts
@@ -14,6 +19,7 @@ from turnwise_actor.config import TokenConfig
 from turnwise_actor.errors import (
     InternalError,
     PreconditionError,
+    RequestError,
     TeacherError,
     TokenError,
     UnavailableError,
@@ -22,10 +28,12 @@ from turnwise_actor.policy import Domain, Encoder, ModeExploration, Policy, RawO
 from turnwise_actor.spool import SpoolFullError
 from turnwise_actor.tokens import OpenedToken, Tokens
 from turnwise_actor.uplink import FactRefusedError, Uplink
-from turnwise_actor.weights import Policies, version_message
+from turnwise_actor.weights import Policies
 
 _DECIDED_OVERHEAD_BYTES = 512
 """What a Decided fact holds beside its observation and probabilities, roughly, from above."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -50,6 +58,25 @@ class _Position:
     unrecorded: list[str]
 
 
+@dataclass
+class AskedTurn:
+    """A request for a turn that was found sound, and all that its answer depends on."""
+
+    request: dialogue_pb2.ActRequest
+    turn: dialogue_pb2.Turn
+    """The answer, filled in once it is decided."""
+    raw: RawObservation
+    position: _Position
+    secret: bytes
+    recorded: bool
+    needs_disk: bool
+    """The token cannot carry the decision to come: the answer has to wait for an fsync."""
+
+
+Answered = Callable[[RequestError | None], None]
+"""Told that a turn is answered, or why it is not."""
+
+
 class Dialogues:
     """The dialogue service without its transport. Errors are RequestErrors."""
 
@@ -65,6 +92,7 @@ class Dialogues:
         self._config = config
         self._branches = Branches(config)
         self._description = describe(domain)
+        self._asked: list[tuple[AskedTurn, Answered]] = []
         self.counters = Counters()
 
     @property
@@ -92,18 +120,52 @@ class Dialogues:
 
     async def act(self, request: dialogue_pb2.ActRequest) -> dialogue_pb2.Turn:
         """Answers one turn; waits for nothing but, when the token has grown too large, the spool's fsync."""
+        asked = self.ask(request, dialogue_pb2.Turn())
+        if asked.needs_disk:
+            await self.answer_by_disk(asked)
+        else:
+            answered: asyncio.Future[RequestError | None] = asyncio.get_running_loop().create_future()
+            self.answer_soon(asked, partial(_resolve, answered))
+            if (error := await answered) is not None:
+                raise error
+        return asked.turn
+
+    def ask(self, request: dialogue_pb2.ActRequest, turn: dialogue_pb2.Turn) -> AskedTurn:
+        """Checks a request; `answer_soon` or, if it `needs_disk`, `answer_by_disk` then fills the turn."""
         opened = self._open(request.token)
         self._check_age(opened.state)
         raw = self._checks.act(request)
-        policy = self._policies.current
-        if policy is None:
+        if self._policies.current is None:
             raise UnavailableError("this actor has no policy yet", reason="NO_POLICY")
         position = self._position(opened)
-        turn = await self._answer(request, raw, policy, position, opened.key.secret)
-        self.counters.turns += 1
-        self.counters.unrecorded_turns += not turn.recorded
-        turn.token = self._seal_next(position, turn)
-        return turn
+        recorded = self._uplink.can_record
+        needs_disk = recorded and not self._fits_token(position, request)
+        return AskedTurn(request, turn, raw, position, opened.key.secret, recorded, needs_disk)
+
+    def answer_soon(self, asked: AskedTurn, answered: Answered) -> None:
+        """Answers in the next turn of the event loop, together with everything else asked until then."""
+        if not self._asked:
+            asyncio.get_running_loop().call_soon(self._answer_all)
+        self._asked.append((asked, answered))
+
+    async def answer_by_disk(self, asked: AskedTurn) -> None:
+        """Answers once the disk has what the token cannot carry; not recorded, if the disk takes nothing."""
+        position = asked.position
+        if position.unsettled:
+            asked.recorded = await self._spooled(position.unsettled)
+        if asked.recorded:
+            position.unsettled.clear()
+            fact = self._decide([asked])[0]
+            self._note(asked, fact)
+            if self._fits_token(position, asked.request):
+                self._carry(asked, fact)
+                return
+            if await self._spooled([fact]):
+                self._hand_over(asked)
+                return
+            asked.recorded = False
+        self._decide([asked])
+        self._hand_over(asked)
 
     async def give_feedback(
         self, request: dialogue_pb2.FeedbackRequest, caller: Principal | None = None
@@ -217,105 +279,130 @@ class Dialogues:
 
     # Decisions.
 
-    async def _answer(
-        self,
-        request: dialogue_pb2.ActRequest,
-        raw: RawObservation,
-        policy: Policy,
-        position: _Position,
-        secret: bytes,
-    ) -> dialogue_pb2.Turn:
-        """Decides, and sees to it that the decision outlives this process: in the token or on the disk."""
-        size = self._size_of_decided(request)
-        if self._uplink.can_record and await self._make_room(position, size):
-            turn, fact = self._decide(request, raw, policy, position, secret, recorded=True)
-            self._branches.add(position.dialogue_id, position.parent_id, turn.decision_id)
-            fact.unrecorded.extend(position.unrecorded)
-            if size <= self._config.max_fact_bytes:
-                self._uplink.add([fact])
-                position.unsettled.append(fact)
-                position.unrecorded.clear()
-                return turn
-            if await self._spooled([fact]):
-                position.unrecorded.clear()
-                return turn
-        turn = self._decide(request, raw, policy, position, secret, recorded=False)[0]
-        position.unrecorded.append(turn.decision_id)
-        return turn
+    def _answer_all(self) -> None:
+        """Answers what was asked since the last turn of the event loop."""
+        batch, self._asked = self._asked, []
+        self._answer(batch)
 
-    def _decide(
-        self,
-        request: dialogue_pb2.ActRequest,
-        raw: RawObservation,
-        policy: Policy,
-        position: _Position,
-        secret: bytes,
-        recorded: bool,
-    ) -> tuple[dialogue_pb2.Turn, training_pb2.Fact]:
-        """The turn, its token excepted, and the fact of it. What is not recorded is greedy."""
-        seed = decision_seed(secret, position.dialogue_id, position.index, request.request_id, policy.version)
-        mask = decisions.allowed_mask(self._domain, request.allowed)
-        mode_name = dialogue_pb2.Mode.Name(position.mode)
-        exploration = policy.exploration.of(mode_name) if recorded else ModeExploration()
-        encoded = self._encoder.encode(raw, position.history)
+    def _answer(self, batch: Sequence[tuple[AskedTurn, Answered]]) -> None:
         try:
-            choice = decisions.choose(policy, encoded, mask, exploration, seed)
+            made = self._decide([asked for asked, _ in batch])
+        except Exception as error:  # noqa: BLE001 - told to whoever asked
+            if len(batch) == 1:
+                batch[0][1](_told(error))
+            else:  # somebody's observation is too much for the policy: the others need not suffer for it
+                for each in batch:
+                    self._answer([each])
+            return
+        for (asked, answered), fact in zip(batch, made, strict=True):
+            try:
+                if asked.recorded:
+                    self._note(asked, fact)
+                    self._carry(asked, fact)
+                else:
+                    self._hand_over(asked)
+            except Exception as error:  # noqa: BLE001 - told to whoever asked
+                answered(_told(error))
+            else:
+                answered(None)
+
+    def _decide(self, batch: Sequence[AskedTurn]) -> list[training_pb2.Fact]:
+        """Fills the turns, their tokens excepted; the facts of them. What is not recorded is greedy."""
+        policy = self._policies.current
+        assert policy is not None
+        size = len(batch)
+        encoded = np.zeros((size, self._encoder.size), np.float32)
+        allowed = np.ones((size, len(self._domain.action_ids)), np.bool_)
+        seeds, explorations = [], []
+        for row, asked in enumerate(batch):
+            request, position = asked.request, asked.position
+            self._encoder.fill(encoded[row], asked.raw, position.history)
+            if request.allowed:
+                allowed[row] = decisions.allowed_mask(self._domain, request.allowed)
+            mode = dialogue_pb2.Mode.Name(position.mode)
+            explorations.append(policy.exploration.of(mode) if asked.recorded else ModeExploration())
+            who = position.dialogue_id, position.index, request.request_id
+            seeds.append(decision_seed(asked.secret, *who, policy.version))
+        try:
+            choices = decisions.choose(policy, encoded, allowed, explorations, seeds)
         except ValueError as error:
             raise InternalError(f"policy {policy.version} gives no usable values here: {error}") from error
+        made = []
+        for asked, choice, mask, seed in zip(batch, choices, allowed, seeds, strict=True):
+            packed = decisions.pack_mask(mask) if asked.request.allowed else b""
+            made.append(self._fill(asked, policy, choice, packed, seed))
+        return made
+
+    def _fill(
+        self, asked: AskedTurn, policy: Policy, choice: decisions.Choice, mask: bytes, seed: bytes
+    ) -> training_pb2.Fact:
+        """Fills the turn, its token excepted; the fact of it."""
+        # In place, field by field: a message given to another's constructor is copied.
+        position, turn, version = asked.position, asked.turn, policy.version
         action = self._domain.action_ids[choice.action]
-        allowed = decisions.pack_mask(mask)
-        decided = training_pb2.Decided(
-            decision_id=decisions.decision_id(
-                position.dialogue_id,
-                position.parent_id,
-                request.observation,
-                allowed,
-                action,
-                str(policy.version),
-            ),
-            parent_id=position.parent_id,
-            index=position.index,
-            observation=request.observation,
-            history=position.history,
-            allowed=allowed,
-            action=action,
-            probabilities=choice.probabilities.astype("<f4").tobytes(),
-            policy_version=version_message(policy.version),
-            domain_fingerprint=self._domain.fingerprint,
-            mode=position.mode,
-            recorded=recorded,
+        decision_id = decisions.decision_id(
+            position.dialogue_id, position.parent_id, asked.request.observation, mask, action, str(version)
         )
-        turn = dialogue_pb2.Turn(
-            dialogue_id=position.dialogue_id,
-            index=position.index,
-            decision_id=decided.decision_id,
-            action=action,
-            say=decisions.say_for(self._domain, choice.action, seed),
-            probability=float(choice.probabilities[choice.action]),
-            q_values=choice.q_values.astype("<f4").tobytes(),
-            policy_version=decided.policy_version,
-            learned_through=policy.learned_through,
-            recorded=recorded,
-            domain_fingerprint=self._domain.fingerprint,
-        )
-        return turn, facts.decided(position.dialogue_id, decided)
+        turn.dialogue_id = position.dialogue_id
+        turn.index = position.index
+        turn.decision_id = decision_id
+        turn.action = action
+        turn.say = decisions.say_for(self._domain, choice.action, seed)
+        turn.probability = choice.probability
+        turn.q_values = choice.q_values
+        turn.policy_version.generation = version.generation
+        turn.policy_version.number = version.number
+        turn.learned_through = policy.learned_through
+        turn.recorded = asked.recorded
+        turn.domain_fingerprint = self._domain.fingerprint
+        fact = facts.decided(position.dialogue_id, decision_id)
+        decided = fact.decided
+        decided.decision_id = decision_id
+        decided.parent_id = position.parent_id
+        decided.index = position.index
+        decided.observation.CopyFrom(asked.request.observation)
+        decided.history.extend(position.history)
+        decided.allowed = mask
+        decided.action = action
+        decided.probabilities = choice.probabilities
+        decided.policy_version.CopyFrom(turn.policy_version)
+        decided.domain_fingerprint = self._domain.fingerprint
+        decided.mode = position.mode
+        decided.recorded = asked.recorded
+        return fact
+
+    def _note(self, asked: AskedTurn, fact: training_pb2.Fact) -> None:
+        """Notes what the decision goes on from."""
+        position = asked.position
+        self._branches.add(position.dialogue_id, position.parent_id, asked.turn.decision_id)
+        fact.unrecorded.extend(position.unrecorded)
+
+    def _carry(self, asked: AskedTurn, fact: training_pb2.Fact) -> None:
+        """The decision outlives this process in the token, and is on its way to the learner."""
+        self._uplink.add([fact])
+        asked.position.unsettled.append(fact)
+        self._hand_over(asked)
+
+    def _hand_over(self, asked: AskedTurn) -> None:
+        """Counts the turn, and seals the token that goes on from it."""
+        position, turn = asked.position, asked.turn
+        if asked.recorded:
+            position.unrecorded.clear()
+        else:
+            position.unrecorded.append(turn.decision_id)
+        self.counters.turns += 1
+        self.counters.unrecorded_turns += not asked.recorded
+        turn.token = self._seal_next(position, turn)
 
     # Settling.
 
-    def _size_of_decided(self, request: dialogue_pb2.ActRequest) -> int:
-        """Bytes of the fact to come, from above."""
-        return request.observation.ByteSize() + 5 * len(self._domain.action_ids) + _DECIDED_OVERHEAD_BYTES
-
-    async def _make_room(self, position: _Position, size: int) -> bool:
-        """Spools a token's facts when it cannot carry one more of this size; False: the disk is full."""
+    def _fits_token(self, position: _Position, request: dialogue_pb2.ActRequest) -> bool:
+        """Whether a token can carry one more decision beside the facts that it carries already."""
+        to_come = request.observation.ByteSize() + 5 * len(self._domain.action_ids) + _DECIDED_OVERHEAD_BYTES
         carried = sum(fact.ByteSize() for fact in position.unsettled)
-        few = len(position.unsettled) < self._config.max_facts
-        if not position.unsettled or (few and carried + size <= self._config.max_fact_bytes):
-            return True
-        if not await self._spooled(position.unsettled):
-            return False
-        position.unsettled.clear()
-        return True
+        return len(position.unsettled) < self._config.max_facts and (
+            carried + to_come <= self._config.max_fact_bytes
+        )
 
     async def _spooled(self, unsettled: Sequence[training_pb2.Fact]) -> bool:
         try:
@@ -335,6 +422,19 @@ class Dialogues:
         if cursor is None:
             return dialogue_pb2.Receipt(settled=dialogue_pb2.Receipt.SPOOLED)
         return dialogue_pb2.Receipt(settled=dialogue_pb2.Receipt.LEARNER, journal_cursor=cursor)
+
+
+def _resolve(answered: asyncio.Future[RequestError | None], error: RequestError | None) -> None:
+    if not answered.done():  # whoever asked may have gone
+        answered.set_result(error)
+
+
+def _told(error: Exception) -> RequestError:
+    """What the caller hears of an error."""
+    if isinstance(error, RequestError):
+        return error
+    logger.error("a turn failed", exc_info=error)
+    return InternalError("a fault of the actor; its log tells more")
 
 
 def _teacher(named: str, user: str, caller: Principal | None) -> str:

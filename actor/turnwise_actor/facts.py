@@ -23,11 +23,9 @@ def started(
     return training_pb2.Fact(key=f"s:{dialogue_id}", dialogue_id=dialogue_id, time_ms=now_ms(), started=body)
 
 
-def decided(dialogue_id: str, body: training_pb2.Decided) -> training_pb2.Fact:
-    """A turn was answered."""
-    return training_pb2.Fact(
-        key=f"d:{body.decision_id}", dialogue_id=dialogue_id, time_ms=now_ms(), decided=body
-    )
+def decided(dialogue_id: str, decision_id: str) -> training_pb2.Fact:
+    """A turn was answered; what is `decided` is for the caller to fill in."""
+    return training_pb2.Fact(key=f"d:{decision_id}", dialogue_id=dialogue_id, time_ms=now_ms())
 
 
 def ended(

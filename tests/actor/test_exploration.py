@@ -127,15 +127,18 @@ async def test_shadow_and_evaluate_stay_greedy(
 async def test_100_000_decisions_come_as_often_as_recorded(new_actor: ActorFactory, domain: Domain) -> None:
     """Through what decides every turn of the server, without sockets and tokens."""
     actor, bot = await new_actor()
-    policy = make_exploring(domain, SOFT)
+    actor.policies.install(make_exploring(domain, SOFT))
     dialogues = actor._dialogues
     token = (await bot.start("d")).token
     request = pb.ActRequest(token=token, observation=seen(), request_id="0")
-    raw, opened = dialogues._checks.act(request), dialogues._open(token)
-    position, actions = dialogues._position(opened), Counter[str]()
-    for number in range(100_000):
-        request.request_id = str(number)
-        turn, _ = dialogues._decide(request, raw, policy, position, opened.key.secret, recorded=True)
-        actions[turn.action] += 1
+    asked = dialogues.ask(request, pb.Turn())
+    actions = Counter[str]()
+    for first in range(0, 100_000, 250):
+        batch = [
+            replace(asked, turn=pb.Turn(), request=pb.ActRequest(observation=seen(), request_id=str(number)))
+            for number in range(first, first + 250)
+        ]
+        dialogues._decide(batch)
+        actions.update(each.turn.action for each in batch)
     assert deviation(actions, implied(SOFT, (), domain), domain) < 4
     assert deviation(actions, implied(replace(SOFT, temperature=0.21), (), domain), domain) > 4

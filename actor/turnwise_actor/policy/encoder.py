@@ -139,6 +139,11 @@ class Encoder:
         """
         self.validate(raw)
         x = np.zeros(self.size, np.float32)
+        self.fill(x, raw, history)
+        return x
+
+    def fill(self, x: Float32, raw: RawObservation, history: Sequence[str] = ()) -> None:
+        """Writes the inputs of an observation that is known to be valid to <float32>[size] `x`, all zero."""
         if raw.text is not None:
             x[0] = 1.0
             _encode_text(raw.text, self._text_size, x)
@@ -148,7 +153,6 @@ class Encoder:
             x[self._features_at : self._history_at] = raw.features
         if self._history and history:
             self._encode_history(history, x)
-        return x
 
     def feature_names(self) -> list[str]:
         """A name for every input, unique, the same in every grown domain."""

@@ -1,12 +1,14 @@
 """From Q-values to an action: pi = (1 - epsilon) directed + epsilon uniform(allowed), drawn from a seed.
 
 `directed` is greedy or softmax: both have a closed form, so the probability of every choice can be recorded.
+A: number of actions; a batch has its actions in the last axis.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ Mask = npt.NDArray[np.bool_]
 
 
 def probabilities(q: npt.NDArray[np.floating[Any]], allowed: Mask, exploration: ModeExploration) -> Float32:
-    """What a mode draws from, <float32>[A]: 0 outside the mask.
+    """What a mode draws from, <float32>[..., A]: 0 outside the mask.
 
     Raises:
         ValueError: no action is allowed, or the value of an allowed one is not finite.
@@ -33,73 +35,77 @@ def probabilities(q: npt.NDArray[np.floating[Any]], allowed: Mask, exploration: 
 
 
 def greedy(q: npt.NDArray[np.floating[Any]], allowed: Mask) -> Float32:
-    """Probabilities <float32>[A]: uniform over the allowed actions of the highest value, 0 elsewhere.
+    """Probabilities <float32>[..., A]: uniform over the allowed actions of the highest value, 0 elsewhere.
 
     Args:
-        q: <float>[A]; whatever it holds outside the mask is ignored.
-        allowed: <bool>[A].
+        q: <float>[..., A]; whatever it holds outside the mask is ignored.
+        allowed: <bool>[..., A].
 
     Raises:
         ValueError: no action is allowed, or the value of an allowed one is not finite.
     """
-    mask = _mask(allowed, len(q))
-    chosen = np.where(mask, q, -np.inf) == _finite(q[mask]).max()
-    share = 1.0 / np.count_nonzero(chosen)
-    return np.where(chosen, np.float32(share), np.float32(0.0))
+    values = _allowed_values(q, allowed)
+    chosen = values == values.max(axis=-1, keepdims=True)
+    even: Float32 = (chosen / np.count_nonzero(chosen, axis=-1, keepdims=True)).astype(np.float32)
+    return even
 
 
 def softmax(q: npt.NDArray[np.floating[Any]], allowed: Mask, temperature: float) -> Float32:
-    """Probabilities <float32>[A]: proportional to exp(q / temperature) over the allowed actions, 0 elsewhere.
+    """Probabilities <float32>[..., A]: proportional to exp(q / temperature) over the allowed actions.
 
     Above 0 for every allowed action less than 87 temperatures below the best; beyond, float32 has no number.
 
     Raises:
         ValueError: as `greedy`, or the temperature is not above 0.
     """
-    mask = _mask(allowed, len(q))
+    values = _allowed_values(q, allowed).astype(np.float64)
     if not 0.0 < temperature < np.inf:
         raise ValueError(f"temperature: got {temperature!r}; wanted a finite number above 0")
-    values = _finite(q[mask]).astype(np.float64)
     with np.errstate(over="ignore"):  # a tiny temperature: -inf, whose exponential is 0, as it should be
-        weights = np.exp((values - values.max()) / temperature)
-    result = np.zeros(len(q), np.float32)
-    result[mask] = weights / weights.sum()
-    return result
+        weights = np.exp((values - values.max(axis=-1, keepdims=True)) / temperature)
+    soft: Float32 = (weights / weights.sum(axis=-1, keepdims=True)).astype(np.float32)
+    return soft
 
 
 def mix(directed: Float32, allowed: Mask, epsilon: float) -> Float32:
-    """Probabilities <float32>[A]: (1 - epsilon) * directed + epsilon * uniform(allowed).
+    """Probabilities <float32>[..., A]: (1 - epsilon) * directed + epsilon * uniform(allowed).
 
     Raises:
         ValueError: epsilon is outside [0, 1], no action is allowed, or `directed` has mass outside the mask.
     """
-    mask = _mask(allowed, len(directed))
+    mask = _mask(allowed, directed.shape)
     if not 0.0 <= epsilon <= 1.0:
         raise ValueError(f"epsilon: got {epsilon!r}; wanted a number from 0 to 1")
     if directed[~mask].any():
         raise ValueError(f"directed: got {directed[~mask].sum()} on forbidden actions; wanted 0")
-    uniform = mask / np.count_nonzero(mask)
+    uniform = mask / np.count_nonzero(mask, axis=-1, keepdims=True)
     return ((1.0 - epsilon) * directed.astype(np.float64) + epsilon * uniform).astype(np.float32)
 
 
-def draw(probabilities: npt.NDArray[np.floating[Any]], seed: bytes) -> int:
-    """Index of an action drawn from the probabilities; the same seed draws the same action.
+def draw(probabilities: npt.NDArray[np.floating[Any]], seeds: Sequence[bytes]) -> list[int]:
+    """Indexes of actions drawn from each row of probabilities; the same seed draws the same action.
 
     Inverse CDF at a 53-bit uniform number made from the seed. Never an action of probability 0.
 
+    Args:
+        probabilities: <float>[B, A].
+        seeds: B of them.
+
     Raises:
-        ValueError: not a vector of probabilities, or a seed under 8 bytes.
+        ValueError: a row that is no vector of probabilities, or a seed under 8 bytes.
     """
-    if len(seed) < 8:
-        raise ValueError(f"seed: got {len(seed)} bytes; wanted 8 or more")
+    if short := [len(seed) for seed in seeds if len(seed) < 8]:
+        raise ValueError(f"seed: got {short[0]} bytes; wanted 8 or more")
     p = np.asarray(probabilities, np.float64)
-    cdf = np.cumsum(p)
-    if not len(p) or not (p >= 0.0).all() or not abs(cdf[-1] - 1.0) < 1e-3:
+    cdf = np.cumsum(p, axis=1)
+    if not p.shape[1] or not (p >= 0.0).all() or not (np.abs(cdf[:, -1] - 1.0) < 1e-3).all():
         raise ValueError(f"probabilities: got {probabilities}; wanted numbers from 0 that sum to 1")
-    number = int.from_bytes(hashlib.blake2b(seed, digest_size=8).digest(), "little")
-    uniform = (number >> 11) * 2.0**-53
-    index = int(np.searchsorted(cdf, uniform * cdf[-1], side="right"))
-    return index if index < len(p) and p[index] > 0.0 else int(np.flatnonzero(p)[-1])
+    digests = (hashlib.blake2b(seed, digest_size=8).digest() for seed in seeds)
+    uniform = np.array([int.from_bytes(digest, "little") >> 11 for digest in digests]) * 2.0**-53
+    # Rounding may leave the number at the very end of the CDF: the last possible action is meant then.
+    last = p.shape[1] - 1 - (p[:, ::-1] > 0.0).argmax(axis=1)
+    indexes: list[int] = np.minimum((cdf <= (uniform * cdf[:, -1])[:, None]).sum(axis=1), last).tolist()
+    return indexes
 
 
 def decision_seed(key: bytes, dialogue_id: str, index: int, request_id: str, version: PolicyVersion) -> bytes:
@@ -107,22 +113,21 @@ def decision_seed(key: bytes, dialogue_id: str, index: int, request_id: str, ver
 
     A retry of the same request under the same version draws the same action, on any actor with the key.
     """
-    mac = hmac.new(key, digestmod=hashlib.sha256)
-    for text in (dialogue_id, str(index), request_id, str(version)):
-        part = text.encode()
-        mac.update(len(part).to_bytes(4, "big") + part)
-    return mac.digest()
+    parts = (text.encode() for text in (dialogue_id, str(index), request_id, str(version)))
+    return hmac.digest(key, b"".join(len(part).to_bytes(4, "big") + part for part in parts), "sha256")
 
 
-def _finite(values: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[Any]]:
-    if not np.isfinite(values).all():
-        raise ValueError(f"q: got {values}; wanted finite values for the allowed actions")
-    return values
+def _allowed_values(q: npt.NDArray[np.floating[Any]], allowed: Mask) -> npt.NDArray[np.floating[Any]]:
+    """The values, -inf where not allowed."""
+    mask = _mask(allowed, q.shape)
+    if not (np.isfinite(q) | ~mask).all():
+        raise ValueError(f"q: got {q}; wanted finite values for the allowed actions")
+    return np.where(mask, q, -np.inf)
 
 
-def _mask(allowed: Mask, actions: int) -> Mask:
-    if allowed.shape != (actions,) or allowed.dtype != np.bool_:
-        raise ValueError(f"allowed: got {allowed.dtype}{list(allowed.shape)}; wanted bool[{actions}]")
-    if not allowed.any():
+def _mask(allowed: Mask, shape: tuple[int, ...]) -> Mask:
+    if allowed.shape != shape or allowed.dtype != np.bool_:
+        raise ValueError(f"allowed: got {allowed.dtype}{list(allowed.shape)}; wanted bool{list(shape)}")
+    if not allowed.any(axis=-1).all():
         raise ValueError("allowed: got no action; wanted at least one")
     return allowed

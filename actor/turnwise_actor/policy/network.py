@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -12,6 +11,10 @@ import numpy.typing as npt
 from turnwise_actor.policy.spec import LAYER_NORM_EPS, NetworkSpec
 
 Float32 = npt.NDArray[np.float32]
+
+_ROWS = 8
+"""Rows that are multiplied together. BLAS adds up in another order for another number of rows, so batches are
+cut into blocks of so many and filled up: an answer must not depend on who else asked at the same moment."""
 
 
 def check_parameters(spec: NetworkSpec, parameters: Mapping[str, npt.NDArray[np.generic]]) -> None:
@@ -44,7 +47,7 @@ class Network:
         self._head_bias = np.ascontiguousarray(parameters["head.bias"])
 
     def q_values(self, obs: Float32) -> Float32:
-        """Q-values of one observation or of a batch.
+        """Q-values of one observation or of a batch; the same to the last bit in any batch.
 
         Args:
             obs: <float32>[D] or <float32>[B, D].
@@ -56,16 +59,18 @@ class Network:
             raise ValueError(
                 f"obs: got shape {obs.shape}; wanted [{self.spec.inputs}] or [B, {self.spec.inputs}]"
             )
-        x = obs if obs.dtype == np.float32 else obs.astype(np.float32)
-        forward = _forward_one if x.ndim == 1 else _forward_batch
+        if obs.ndim == 1:
+            one: Float32 = self.q_values(obs[None])[0]
+            return one
+        batch = len(obs)
+        blocks = -(-batch // _ROWS)
+        x: Float32 = np.zeros((blocks, _ROWS, self.spec.inputs), np.float32)
+        x.reshape(-1, self.spec.inputs)[:batch] = obs
         for layer in self._layers:
-            x = self._activate(forward(layer, x))
-        if x.ndim == 1:
-            q: Float32 = self._head_weight.dot(x)
-        else:
-            q = x @ self._head_weight.T
-        q += self._head_bias
-        return q
+            x = self._activate(_forward(layer, x))
+        x = x @ self._head_weight.T
+        x += self._head_bias
+        return x.reshape(-1, self.spec.actions)[:batch]
 
 
 @dataclass(frozen=True)
@@ -90,22 +95,11 @@ def _layer(spec: NetworkSpec, i: int, parameters: Mapping[str, Float32]) -> _Lay
     )
 
 
-def _forward_one(layer: _Layer, x: Float32) -> Float32:
-    y: Float32 = layer.weight.dot(x)
-    y += layer.bias
-    if layer.scale is not None and layer.shift is not None:
-        variance = float(y.dot(y)) / len(y)
-        y *= np.float32(1.0 / math.sqrt(variance + LAYER_NORM_EPS))
-        y *= layer.scale
-        y += layer.shift
-    return y
-
-
-def _forward_batch(layer: _Layer, x: Float32) -> Float32:
+def _forward(layer: _Layer, x: Float32) -> Float32:
     y: Float32 = x @ layer.weight.T
     y += layer.bias
     if layer.scale is not None and layer.shift is not None:
-        variance = np.einsum("bh,bh->b", y, y)[:, None] / np.float32(y.shape[1])
+        variance = np.einsum("...h,...h->...", y, y)[..., None] / np.float32(y.shape[-1])
         y /= np.sqrt(variance + np.float32(LAYER_NORM_EPS))
         y *= layer.scale
         y += layer.shift

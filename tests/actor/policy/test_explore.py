@@ -128,18 +128,19 @@ def test_misuse_is_refused() -> None:
         mix(greedy(q, both), np.array([True, False]), 0.1)
     for vector in ([0.5, 0.4], [-0.5, 1.5], [np.nan, 1.0], []):
         with pytest.raises(ValueError, match="probabilities"):
-            draw(np.array(vector, np.float32), b"12345678")
+            draw(np.array([vector], np.float32), [b"12345678"])
     with pytest.raises(ValueError, match="seed: got 7 bytes"):
-        draw(np.ones(1, np.float32), b"1234567")
+        draw(np.ones((1, 1), np.float32), [b"1234567"])
 
 
 @given(values_and_mask(), st.floats(0, 1), st.binary(min_size=8, max_size=40))
 def test_a_draw_is_possible_and_repeatable(case: tuple[Any, Any], epsilon: float, seed: bytes) -> None:
     q, allowed = case
     p = mix(greedy(q, allowed), allowed, epsilon)
-    index = draw(p, seed)
+    (index,) = draw(p[None], [seed])
     assert p[index] > 0
-    assert index == draw(p.copy(), seed)
+    other = np.full(len(p), 1 / len(p))
+    assert draw(np.stack([other, p, other]), [b"somebody", seed, b"else's s"])[1] == index
 
 
 @pytest.mark.parametrize(
@@ -156,7 +157,8 @@ def test_draws_follow_the_probabilities(exploration: ModeExploration) -> None:
     q = np.array([9.0, 0.5, 0.5, 0.3, 9.0, -0.1, 0.1, 9.0], np.float32)
     p = probabilities(q, q < 9, exploration)
     draws = 100_000
-    counts = np.bincount([draw(p, i.to_bytes(8, "big")) for i in range(draws)], minlength=len(p))
+    rows = np.broadcast_to(p, (draws, len(p)))
+    counts = np.bincount(draw(rows, [i.to_bytes(8, "big") for i in range(draws)]), minlength=len(p))
     assert not counts[p == 0].any()
     assert chi_square(counts, p) < 18.47  # at most 4 degrees of freedom, 1 in 1000
     nearby = mix(p, q < 9, 0.02)

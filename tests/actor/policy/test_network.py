@@ -71,6 +71,16 @@ def test_the_usual_size_is_right_to_1e_5_alone_and_in_a_batch(activation: Any, l
     np.testing.assert_allclose(network.q_values(obs), slow, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("inputs", [3, 128, 1041, 3000])
+def test_an_answer_is_the_same_to_the_last_bit_whoever_asks_beside(inputs: int) -> None:
+    spec = NetworkSpec(inputs, 64, (256, 100))
+    network = Network(spec, drawn(spec))
+    obs = np.random.default_rng(1).normal(size=(64, inputs)).astype(np.float32)
+    alone = np.stack([network.q_values(x) for x in obs])
+    for size in (2, 7, 8, 9, 33, 64):
+        assert np.array_equal(network.q_values(obs[64 - size :]), alone[64 - size :])
+
+
 def test_the_observation_is_not_changed() -> None:
     spec = NetworkSpec(3, 2, (4,))
     obs = np.ones(3, np.float32)

@@ -11,9 +11,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 from turnwise.v1 import dialogue_pb2
+from turnwise_actor.access.unreadable import UnreadableError
 from turnwise_actor.config import StreamConfig
 from turnwise_actor.errors import (
     BadRequestError,
@@ -34,12 +36,12 @@ class Conversation:
 
     def __init__(
         self,
-        requests: AsyncIterator[dialogue_pb2.ConverseRequest],
+        read: Callable[[], Awaitable[Any]],
         write: Callable[[dialogue_pb2.ConverseReply], Awaitable[None]],
         answer: Answer,
         config: StreamConfig,
     ) -> None:
-        self._requests = requests
+        self._read = read
         self._write = write
         self._answer = answer
         self._config = config
@@ -85,14 +87,24 @@ class Conversation:
         flushed.cancel()
 
     async def _read_requests(self) -> None:
-        async for request in self._requests:
-            self._last_request_at = time.monotonic()
+        while (request := await self._next_request()) is not None:
             if len(self._in_flight) >= self._config.max_in_flight:
                 await self._replies.put(_failed(request, self._too_many()))
                 continue
             task = asyncio.create_task(self._reply(request))
             self._in_flight.add(task)
             task.add_done_callback(self._in_flight.discard)
+
+    async def _next_request(self) -> dialogue_pb2.ConverseRequest | None:
+        """None: the client has ended its side. What cannot be read is answered at once, as nobody's."""
+        while True:
+            try:
+                request = await self._read()
+            except UnreadableError as error:
+                await self._replies.put(dialogue_pb2.ConverseReply(status=error.to_status()))
+                continue
+            self._last_request_at = time.monotonic()
+            return request if isinstance(request, dialogue_pb2.ConverseRequest) else None
 
     async def _reply(self, request: dialogue_pb2.ConverseRequest) -> None:
         try:

@@ -17,6 +17,7 @@ from turnwise.v1.dialogue_pb2_grpc import add_DialogueServicer_to_server
 from turnwise_actor import facts
 from turnwise_actor.access.client_access import Link
 from turnwise_actor.access.guard import Guard, callers_of
+from turnwise_actor.access.unreadable import UnreadableRequests
 from turnwise_actor.config import ActorConfig
 from turnwise_actor.dialogues import Dialogues
 from turnwise_actor.policy import Domain, Policy
@@ -88,7 +89,8 @@ class ActorServer:
             AccessError: A certificate or key is wrong.
         """
         config = self._config
-        interceptors = () if self._guard is None else (self._guard,)
+        guards = () if self._guard is None else (self._guard,)
+        interceptors = (*guards, UnreadableRequests())
         self._server = grpc.aio.server(interceptors=interceptors, options=_server_options(config))
         self.address = _listen(self._server, config)
         self._link = Link(config.learner_address, config.learner_access, _channel_options())

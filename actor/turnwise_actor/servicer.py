@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, NoReturn, TypeVar
 
@@ -69,13 +69,13 @@ class ActorServicer(DialogueServicer):
     ) -> dialogue_pb2.DomainDescription:
         return await self._unary(self._describe, request, context)
 
-    # Writes through the context, which grpc.aio allows as well as yielding.
+    # Reads and writes through the context, which grpc.aio allows as well as yielding.
     async def Converse(  # type: ignore[override]  # noqa: D102
-        self, request_iterator: AsyncIterator[dialogue_pb2.ConverseRequest], context: Context
+        self, request_iterator: object, context: Context
     ) -> None:
         who = caller()
         answer = partial(self._answer, who=who)
-        conversation = Conversation(request_iterator, context.write, answer, self._config)
+        conversation = Conversation(context.read, context.write, answer, self._config)
         self.streams += 1
         try:
             await conversation.run(self._life_s(who), self._draining)

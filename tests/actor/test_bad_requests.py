@@ -180,3 +180,28 @@ def check(told: Any, field: str, got: str, wanted: str) -> None:
     assert got in told.violations[field].split("; wanted ")[0]
     assert wanted in told.violations[field].split("; wanted ")[1]
     assert told.message == f"{field}: {told.violations[field]}"
+
+
+@pytest.mark.parametrize("method", ["StartDialogue", "Act", "GiveFeedback", "EndDialogue", "DescribeDomain"])
+async def test_bytes_that_are_no_message(
+    new_actor: ActorFactory, method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, bot = await new_actor()
+    told = await refusal(bot.channel.unary_unary(f"/turnwise.v1.Dialogue/{method}")(b"\xff\xff"))
+    check(told, "request", "2 bytes that are none", f"/turnwise.v1.Dialogue/{method} takes")
+    assert not caplog.records
+
+
+async def test_bytes_that_are_no_message_to_the_standard_services(
+    new_actor: ActorFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, bot = await new_actor()
+    for call in (
+        bot.channel.unary_unary("/grpc.health.v1.Health/Check")(b"\xff"),
+        bot.channel.unary_stream("/grpc.health.v1.Health/Watch")(b"\xff").read(),
+        bot.channel.stream_stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")(
+            iter([b"\xff"])
+        ).read(),
+    ):
+        assert list((await refusal(call)).violations) == ["request"]
+    assert not caplog.records

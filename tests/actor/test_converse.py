@@ -93,6 +93,24 @@ async def test_bad_requests_do_not_end_the_stream(new_actor: ActorFactory) -> No
     assert (await stream.ask(act=turn_of(token))).turn.recorded
 
 
+async def test_bytes_that_are_no_message_are_refused_as_nobodys_and_the_stream_goes_on(
+    new_actor: ActorFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    actor, bot = await new_actor()
+    token = (await bot.start()).token
+    good = pb.ConverseRequest(correlation_id=7, act=turn_of(token)).SerializeToString()
+    stream = bot.channel.stream_stream("/turnwise.v1.Dialogue/Converse", None, pb.ConverseReply.FromString)()
+    for content in (good, b"\xff", good[:-1], good):
+        await stream.write(content)
+    await stream.done_writing()
+    replies = [reply async for reply in stream]
+    assert sorted(reply.correlation_id for reply in replies) == [0, 0, 7, 7]
+    told = [read_status(reply.status) for reply in replies if reply.HasField("status")]
+    assert [(each.code, list(each.violations)) for each in told] == [("INVALID_ARGUMENT", ["request"])] * 2
+    assert [reply.turn.recorded for reply in replies if reply.correlation_id] == [True, True]
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 async def test_replies_come_in_order_of_completion(new_actor: ActorFactory, learner: LearnerEnd) -> None:
     actor, bot = await new_actor()
     stream = Stream(bot)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import inspect
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -24,10 +23,8 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 
 from turnwise_actor.access.credentials import ROLES, Bucket, Credentials, Principal
+from turnwise_actor.access.handlers import Behaviour, Context, behaviour_of, drive, rebuilt
 from turnwise_actor.access.server_access import ServerAccess
-
-Context = grpc.aio.ServicerContext[Any, Any]
-Behaviour = Callable[[Any, Context], Any]
 
 TRAINER = "trainer"
 """The role of the trainer; no credential file can give it."""
@@ -91,7 +88,8 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         if handler is None or (wanted := roles_for(method)) is None:
             return handler
         if method not in self._guarded:
-            self._guarded[method] = self._guard(handler, method, wanted)
+            around = self._stream if handler.response_streaming else self._call
+            self._guarded[method] = rebuilt(handler, around(behaviour_of(handler), method, wanted))
         return self._guarded[method]
 
     async def watch(self) -> None:
@@ -101,18 +99,6 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             for stream in self._streams:
                 if not self._callers.still_holds(stream.principal):
                     stream.revoke()
-
-    def _guard(self, handler: Any, method: str, wanted: frozenset[str]) -> Any:
-        kind = (handler.request_streaming, handler.response_streaming)
-        make, behaviour = {
-            (False, False): (grpc.unary_unary_rpc_method_handler, handler.unary_unary),
-            (False, True): (grpc.unary_stream_rpc_method_handler, handler.unary_stream),
-            (True, False): (grpc.stream_unary_rpc_method_handler, handler.stream_unary),
-            (True, True): (grpc.stream_stream_rpc_method_handler, handler.stream_stream),
-        }[kind]
-        around = self._stream if handler.response_streaming else self._call
-        guarded = around(behaviour, method, wanted)
-        return make(guarded, handler.request_deserializer, handler.response_serializer)
 
     def _call(self, behaviour: Behaviour, method: str, wanted: frozenset[str]) -> Behaviour:
         async def call(request: Any, context: Context) -> Any:
@@ -125,7 +111,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         async def stream(request: Any, context: Context) -> None:
             principal = await self._admit(method, wanted, context)
             _caller.set(principal)
-            watched = _Stream(principal, asyncio.create_task(_drive(behaviour(request, context), context)))
+            watched = _Stream(principal, asyncio.create_task(drive(behaviour(request, context), context)))
             self._streams.add(watched)
             try:
                 await asyncio.wait({watched.work})
@@ -181,15 +167,6 @@ def roles_for(method: str) -> frozenset[str] | None:
     service, _, _ = method.strip("/").partition("/")
     nobody = frozenset[str]()
     return RULES.get(method.strip("/"), RULES.get(service, nobody))
-
-
-async def _drive(answering: Any, context: Context) -> None:
-    """Runs a stream's behaviour, written either way that grpc.aio allows."""
-    if inspect.isasyncgen(answering):
-        async for reply in answering:
-            await context.write(reply)
-    else:
-        await answering
 
 
 class _Listed:

@@ -4,16 +4,15 @@ isort:skip_file
 Frontend -> actor. Everything a chat frontend needs.
 
 Errors. INVALID_ARGUMENT: a field is wrong; the BadRequest detail names the field, the value got and
-the values wanted; do not retry. PERMISSION_DENIED: the token is forged, altered or foreign;
-the caller's role does not allow the call, or not feedback in another's name. UNAUTHENTICATED: the server asks
+the values wanted (`request` for bytes that are no message); do not retry. PERMISSION_DENIED: the token is
+forged, altered or foreign; the caller's role does not allow the call, or not feedback in another's name. UNAUTHENTICATED: the server asks
 for a credential, and got none that it knows; ends a stream whose credential was revoked.
 FAILED_PRECONDITION: the token is older than 90 days or has been continued in 64 ways, or the dialogue has
 had all its turns.
 RESOURCE_EXHAUSTED: over 256 requests in flight on a stream, more a second than the caller may send, or a request over 4 MiB (refused by gRPC
 itself, without details; on a stream it ends the stream). UNAVAILABLE: no policy yet, the actor is
-draining, or neither the learner nor the disk takes the feedback now: retry, at another actor. UNKNOWN, from
-gRPC itself: bytes that are no message; on a stream they end it. Every call here may be retried with the same
-request (same `request_id` / `feedback_id`): facts are keyed, a retry trains nothing twice.
+draining, or neither the learner nor the disk takes the feedback now: retry, at another actor. Every call
+here may be retried with the same request (same `request_id` / `feedback_id`): facts are keyed, a retry trains nothing twice.
 """
 
 import builtins
@@ -539,7 +538,7 @@ class ConverseReply(google.protobuf.message.Message):
     STATUS_FIELD_NUMBER: builtins.int
     DRAINING_FIELD_NUMBER: builtins.int
     correlation_id: builtins.int
-    """Zero for `draining`, which answers nothing."""
+    """Zero for `draining`, which answers nothing, and for the status of bytes that are no message."""
     @property
     def started(self) -> global___StartDialogueReply: ...
     @property

@@ -57,7 +57,8 @@ class TrainingServicer(object):
 
     def AppendFacts(self, request_iterator, context):
         """One stream an actor process. Each batch is answered, in order, once its facts are committed.
-        Retry: any batch, whole, on a new stream.
+        Retry: any batch, whole, on a new stream. INVALID_ARGUMENT: bytes that are no message end the stream; what
+        was read before them is answered first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

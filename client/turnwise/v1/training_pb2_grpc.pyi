@@ -28,7 +28,8 @@ class TrainingStub:
         turnwise.v1.training_pb2.Ack,
     ]
     """One stream an actor process. Each batch is answered, in order, once its facts are committed.
-    Retry: any batch, whole, on a new stream.
+    Retry: any batch, whole, on a new stream. INVALID_ARGUMENT: bytes that are no message end the stream; what
+    was read before them is answered first.
     """
 
     WatchPolicy: grpc.UnaryStreamMultiCallable[
@@ -49,7 +50,8 @@ class TrainingAsyncStub:
         turnwise.v1.training_pb2.Ack,
     ]
     """One stream an actor process. Each batch is answered, in order, once its facts are committed.
-    Retry: any batch, whole, on a new stream.
+    Retry: any batch, whole, on a new stream. INVALID_ARGUMENT: bytes that are no message end the stream; what
+    was read before them is answered first.
     """
 
     WatchPolicy: grpc.aio.UnaryStreamMultiCallable[
@@ -72,7 +74,8 @@ class TrainingServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[turnwise.v1.training_pb2.Ack], collections.abc.AsyncIterator[turnwise.v1.training_pb2.Ack]]:
         """One stream an actor process. Each batch is answered, in order, once its facts are committed.
-        Retry: any batch, whole, on a new stream.
+        Retry: any batch, whole, on a new stream. INVALID_ARGUMENT: bytes that are no message end the stream; what
+        was read before them is answered first.
         """
 
     @abc.abstractmethod

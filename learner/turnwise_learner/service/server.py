@@ -16,6 +16,7 @@ from grpc_reflection.v1alpha import reflection
 from turnwise.v1 import dialogue_pb2, training_pb2, training_pb2_grpc
 from turnwise_actor.access.files import write_secret
 from turnwise_actor.access.guard import Guard, Local, callers_of
+from turnwise_actor.access.unreadable import UnreadableRequests
 from turnwise_actor.policy import Domain
 from turnwise_learner.journal import journal_path
 from turnwise_learner.service import versions
@@ -81,10 +82,10 @@ class Service:
         callers = callers_of(config.access)
         self._guard = None if callers is None else Guard(callers)
         options = (*_PARAMETERS, ("grpc.max_receive_message_length", config.max_message_bytes))
-        self._server = grpc.aio.server(
-            interceptors=() if self._guard is None else (self._guard,), options=options
-        )
-        self._local_server = grpc.aio.server(interceptors=(self._local_guard,), options=options)
+        guards = () if self._guard is None else (self._guard,)
+        self._server = grpc.aio.server(interceptors=(*guards, UnreadableRequests()), options=options)
+        local_doors = (self._local_guard, UnreadableRequests())
+        self._local_server = grpc.aio.server(interceptors=local_doors, options=options)
         self._watching: asyncio.Task[None] | None = None
         self.supervisor: Supervisor | None = None
         """Set while a trainer child is kept."""

@@ -33,6 +33,23 @@ async def test_a_malformed_fact_is_refused_and_ends_nothing(send, make_facts):
     assert (first.cursor, second.cursor) == (2, 4)
 
 
+async def test_bytes_that_are_no_batch_end_the_stream_after_what_was_read_before(
+    channel, make_facts, service, caplog
+):
+    call = channel.stream_stream(
+        "/turnwise.v1.Training/AppendFacts", response_deserializer=training_pb2.Ack.FromString
+    )()
+    batch = training_pb2.FactBatch(sequence=1, facts=make_facts("d", 2))
+    await call.write(batch.SerializeToString())
+    await call.write(b"\xff")
+    assert (await call.read()).cursor == 3
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await call.read()
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "1 bytes that are none" in (refused.value.details() or "")
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 async def test_a_batch_without_facts_is_acknowledged_at_the_journals_end(send, make_facts):
     _, empty = await send(make_facts("a", 2), [])
     assert (empty.sequence, empty.cursor) == (2, 3)

@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from turnwise.v1 import dialogue_pb2
@@ -20,13 +21,20 @@ from turnwise_actor.config import StreamConfig
 from turnwise_actor.errors import (
     BadRequestError,
     DeadlineError,
-    InternalError,
     OverloadError,
     RequestError,
     Violation,
+    told,
 )
 
-Answer = Callable[[dialogue_pb2.ConverseRequest], Awaitable[dialogue_pb2.ConverseReply]]
+Done = Callable[[dialogue_pb2.ConverseReply], None]
+Answer = Callable[
+    [dialogue_pb2.ConverseRequest, Done], Coroutine[Any, Any, dialogue_pb2.ConverseReply] | None
+]
+"""Begins to answer a request. None: waits for nothing, and `done` is called in the event loop's next turn."""
+
+MOST_BYTES = 1 << 20
+"""Of a message with several replies."""
 
 logger = logging.getLogger(__name__)
 
@@ -45,9 +53,13 @@ class Conversation:
         self._write = write
         self._answer = answer
         self._config = config
-        # Bounded: a client that does not read its replies is not read from.
-        self._replies: asyncio.Queue[dialogue_pb2.ConverseReply] = asyncio.Queue(2 * config.max_in_flight)
-        self._in_flight: set[asyncio.Task[None]] = set()
+        self._outbox: deque[dialogue_pb2.ConverseReply] = deque()
+        self._filled = asyncio.Event()
+        self._emptied = asyncio.Event()
+        self._coalesces = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._soon = 0
+        """Requests that are answered without a task."""
         self._last_request_at = time.monotonic()
 
     async def run(self, life_s: float, draining: asyncio.Event) -> None:
@@ -60,11 +72,11 @@ class Conversation:
                 {reading, leaving, writing}, timeout=life_s, return_when=asyncio.FIRST_COMPLETED
             )
             if not reading.done() and not writing.done():
-                await self._replies.put(dialogue_pb2.ConverseReply(draining=dialogue_pb2.Draining()))
+                self._send(dialogue_pb2.ConverseReply(draining=dialogue_pb2.Draining()))
                 await self._until_quiet(reading)
             await self._finish(writing)
         finally:
-            tasks = [writing, reading, leaving, *self._in_flight]
+            tasks = [writing, reading, leaving, *self._tasks]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -74,54 +86,94 @@ class Conversation:
         began_at = time.monotonic()
         while not reading.done() and time.monotonic() - began_at < self._config.move_s:
             quiet_s = time.monotonic() - max(self._last_request_at, began_at)
-            if quiet_s >= self._config.quiet_s and not self._in_flight:
+            if quiet_s >= self._config.quiet_s and not self._in_flight():
                 break
             await asyncio.wait({reading}, timeout=self._config.quiet_s / 4)
         reading.cancel()
 
     async def _finish(self, writing: asyncio.Task[None]) -> None:
-        if self._in_flight:
-            await asyncio.wait(self._in_flight)
-        flushed = asyncio.create_task(self._replies.join())
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        while self._soon:
+            await asyncio.sleep(0)
+        flushed = asyncio.create_task(self._emptied.wait())
         await asyncio.wait({flushed, writing}, return_when=asyncio.FIRST_COMPLETED)
         flushed.cancel()
 
-    async def _read_requests(self) -> None:
-        while (request := await self._next_request()) is not None:
-            if len(self._in_flight) >= self._config.max_in_flight:
-                await self._replies.put(_failed(request, self._too_many()))
-                continue
-            task = asyncio.create_task(self._reply(request))
-            self._in_flight.add(task)
-            task.add_done_callback(self._in_flight.discard)
+    def _in_flight(self) -> int:
+        return len(self._tasks) + self._soon
 
-    async def _next_request(self) -> dialogue_pb2.ConverseRequest | None:
+    async def _read_requests(self) -> None:
+        while (message := await self._next_message()) is not None:
+            if message.also:
+                self._take_all(message)
+            else:
+                self._take(message)
+            if len(self._outbox) > self._config.max_in_flight:
+                # A client that does not read its replies is not read from.
+                await self._emptied.wait()
+
+    async def _next_message(self) -> dialogue_pb2.ConverseRequest | None:
         """None: the client has ended its side. What cannot be read is answered at once, as nobody's."""
         while True:
             try:
-                request = await self._read()
+                message = await self._read()
             except UnreadableError as error:
-                await self._replies.put(dialogue_pb2.ConverseReply(status=error.to_status()))
+                self._send(dialogue_pb2.ConverseReply(status=error.to_status()))
                 continue
             self._last_request_at = time.monotonic()
-            return request if isinstance(request, dialogue_pb2.ConverseRequest) else None
+            return message if isinstance(message, dialogue_pb2.ConverseRequest) else None
 
-    async def _reply(self, request: dialogue_pb2.ConverseRequest) -> None:
+    def _take_all(self, message: dialogue_pb2.ConverseRequest) -> None:
+        self._coalesces = True
+        further, most = len(message.also), self._config.max_in_flight - 1
+        if further > most:
+            self._send(_failed(message, _wrong("also", f"{further} requests", f"at most {most}")))
+            return
+        self._take(message)
+        for request in message.also:
+            if request.also:
+                self._send(_failed(request, _wrong("also.also", f"{len(request.also)} requests", "none")))
+            else:
+                self._take(request)
+
+    def _take(self, request: dialogue_pb2.ConverseRequest) -> None:
+        if self._in_flight() >= self._config.max_in_flight:
+            self._send(_failed(request, self._too_many()))
+            return
         try:
-            reply = await self._answer_in_time(request)
-        except RequestError as error:
-            reply = _failed(request, error)
-        except Exception:
-            logger.exception("a request on a stream failed")
-            reply = _failed(request, InternalError("a fault of the actor; its log tells more"))
-        await self._replies.put(reply)
+            answering = self._answer(request, self._done)
+        except Exception as error:  # noqa: BLE001 - told to whoever asked
+            self._send(_failed(request, told(error)))
+            return
+        if answering is None:
+            self._soon += 1
+            return
+        task = asyncio.create_task(self._reply(request, answering))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
-    async def _answer_in_time(self, request: dialogue_pb2.ConverseRequest) -> dialogue_pb2.ConverseReply:
+    def _done(self, reply: dialogue_pb2.ConverseReply) -> None:
+        self._soon -= 1
+        self._send(reply)
+
+    async def _reply(
+        self, request: dialogue_pb2.ConverseRequest, answering: Awaitable[dialogue_pb2.ConverseReply]
+    ) -> None:
+        try:
+            reply = await self._answer_in_time(request, answering)
+        except Exception as error:  # noqa: BLE001 - told to whoever asked
+            reply = _failed(request, told(error))
+        self._send(reply)
+
+    async def _answer_in_time(
+        self, request: dialogue_pb2.ConverseRequest, answering: Awaitable[dialogue_pb2.ConverseReply]
+    ) -> dialogue_pb2.ConverseReply:
         """As asyncio.wait_for does it, but without a second task for every request: that costs 50 us."""
         timeout_ms = request.timeout_ms or self._config.default_timeout_ms
         deadline = _Deadline(timeout_ms / 1000)
         try:
-            return await self._answer(request)
+            return await answering
         except asyncio.CancelledError:
             if not deadline.passed:
                 raise
@@ -129,11 +181,27 @@ class Conversation:
         finally:
             deadline.timer.cancel()
 
+    def _send(self, reply: dialogue_pb2.ConverseReply) -> None:
+        self._outbox.append(reply)
+        self._emptied.clear()
+        self._filled.set()
+
     async def _write_replies(self) -> None:
         while True:
-            reply = await self._replies.get()
-            await self._write(reply)
-            self._replies.task_done()
+            self._emptied.set()
+            await self._filled.wait()
+            self._filled.clear()
+            while self._outbox:
+                await self._write(self._next_reply())
+
+    def _next_reply(self) -> dialogue_pb2.ConverseReply:
+        """The oldest reply, with all those that are ready if the client coalesces, too."""
+        reply = self._outbox.popleft()
+        if self._coalesces and self._outbox:
+            size = reply.ByteSize()
+            while self._outbox and (size := size + self._outbox[0].ByteSize()) <= MOST_BYTES:
+                reply.also.append(self._outbox.popleft())
+        return reply
 
     def _too_many(self) -> OverloadError:
         return OverloadError(
@@ -158,8 +226,12 @@ class _Deadline:
 
 
 def unknown_request() -> BadRequestError:
-    """For a request with none of its kinds set."""
-    return BadRequestError([Violation("request", "none", "one of start, act, feedback, end")])
+    """A message of the stream that asks for nothing."""
+    return _wrong("request", "none", "one of start, act, feedback, end")
+
+
+def _wrong(field: str, got: str, wanted: str) -> BadRequestError:
+    return BadRequestError([Violation(field, got, wanted)])
 
 
 def _failed(request: dialogue_pb2.ConverseRequest, error: RequestError) -> dialogue_pb2.ConverseReply:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +22,7 @@ from turnwise_actor.errors import (
     TeacherError,
     TokenError,
     UnavailableError,
+    told,
 )
 from turnwise_actor.policy import Domain, Encoder, ModeExploration, Policy, RawObservation, decision_seed
 from turnwise_actor.spool import SpoolFullError
@@ -32,8 +32,6 @@ from turnwise_actor.weights import Policies
 
 _DECIDED_OVERHEAD_BYTES = 512
 """What a Decided fact holds beside its observation and probabilities, roughly, from above."""
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -289,7 +287,7 @@ class Dialogues:
             made = self._decide([asked for asked, _ in batch])
         except Exception as error:  # noqa: BLE001 - told to whoever asked
             if len(batch) == 1:
-                batch[0][1](_told(error))
+                batch[0][1](told(error))
             else:  # somebody's observation is too much for the policy: the others need not suffer for it
                 for each in batch:
                     self._answer([each])
@@ -302,7 +300,7 @@ class Dialogues:
                 else:
                     self._hand_over(asked)
             except Exception as error:  # noqa: BLE001 - told to whoever asked
-                answered(_told(error))
+                answered(told(error))
             else:
                 answered(None)
 
@@ -427,14 +425,6 @@ class Dialogues:
 def _resolve(answered: asyncio.Future[RequestError | None], error: RequestError | None) -> None:
     if not answered.done():  # whoever asked may have gone
         answered.set_result(error)
-
-
-def _told(error: Exception) -> RequestError:
-    """What the caller hears of an error."""
-    if isinstance(error, RequestError):
-        return error
-    logger.error("a turn failed", exc_info=error)
-    return InternalError("a fault of the actor; its log tells more")
 
 
 def _teacher(named: str, user: str, caller: Principal | None) -> str:

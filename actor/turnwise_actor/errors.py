@@ -13,6 +13,7 @@ RequestError                    any refusal; carries code, message, reason, viol
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,8 @@ from turnwise.v1 import status_pb2
 
 ERROR_DOMAIN = "turnwise"
 DETAILS_KEY = "grpc-status-details-bin"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,14 @@ class InternalError(RequestError):
     """A fault that the client did not cause."""
 
     code = grpc.StatusCode.INTERNAL
+
+
+def told(error: Exception) -> RequestError:
+    """What the caller hears of an error; what is no RequestError is logged."""
+    if isinstance(error, RequestError):
+        return error
+    logger.error("a request failed", exc_info=error)
+    return InternalError("a fault of the actor; its log tells more")
 
 
 def _packed(name: str, message: Message) -> Any:

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any, NoReturn, TypeVar
 
 import grpc.aio
+from google.protobuf.message import Message
 
 from turnwise.v1 import dialogue_pb2
 from turnwise.v1.dialogue_pb2_grpc import DialogueServicer
 from turnwise_actor.access.credentials import Principal
 from turnwise_actor.access.guard import caller
 from turnwise_actor.config import StreamConfig
-from turnwise_actor.conversation import Conversation, unknown_request
+from turnwise_actor.conversation import Conversation, Done, unknown_request
 from turnwise_actor.dialogues import Dialogues
-from turnwise_actor.errors import DETAILS_KEY, InternalError, OverloadError, RequestError, UnavailableError
+from turnwise_actor.errors import DETAILS_KEY, OverloadError, RequestError, UnavailableError, told
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Request = TypeVar("Request")
 Reply = TypeVar("Reply")
-
-logger = logging.getLogger(__name__)
 
 
 class ActorServicer(DialogueServicer):
@@ -92,23 +90,25 @@ class ActorServicer(DialogueServicer):
     async def _describe(self, request: dialogue_pb2.DescribeDomainRequest) -> dialogue_pb2.DomainDescription:
         return self._dialogues.description
 
-    async def _answer(
-        self, request: dialogue_pb2.ConverseRequest, who: Principal | None
-    ) -> dialogue_pb2.ConverseReply:
+    def _answer(
+        self, request: dialogue_pb2.ConverseRequest, done: Done, who: Principal | None
+    ) -> Coroutine[Any, Any, dialogue_pb2.ConverseReply] | None:
         _check_rate(who)
         reply = dialogue_pb2.ConverseReply(correlation_id=request.correlation_id)
         match request.WhichOneof("request"):
             case "act":
-                reply.turn.CopyFrom(await self._dialogues.act(request.act))
+                asked = self._dialogues.ask(request.act, reply.turn)
+                if asked.needs_disk:
+                    return _filled(reply, self._dialogues.answer_by_disk(asked))
+                self._dialogues.answer_soon(asked, partial(_answered, reply, done))
+                return None
             case "feedback":
-                reply.receipt.CopyFrom(await self._dialogues.give_feedback(request.feedback, who))
-            case "start":
-                reply.started.CopyFrom(await self._dialogues.start(request.start))
+                return _with(reply, reply.receipt, self._dialogues.give_feedback(request.feedback, who))
             case "end":
-                reply.receipt.CopyFrom(await self._dialogues.end(request.end, who))
-            case _:
-                raise unknown_request()
-        return reply
+                return _with(reply, reply.receipt, self._dialogues.end(request.end, who))
+            case "start":
+                return _with(reply, reply.started, self._dialogues.start(request.start))
+        raise unknown_request()
 
     async def _unary(
         self, answer: Callable[[Request], Awaitable[Reply]], request: Request, context: Context
@@ -119,11 +119,26 @@ class ActorServicer(DialogueServicer):
         try:
             _check_rate(caller())
             return await answer(request)
-        except RequestError as error:
-            await _abort(context, error)
-        except Exception:
-            logger.exception("a call failed")
-            await _abort(context, InternalError("a fault of the actor; its log tells more"))
+        except Exception as error:  # noqa: BLE001 - told to whoever asked
+            await _abort(context, told(error))
+
+
+def _answered(reply: dialogue_pb2.ConverseReply, done: Done, error: RequestError | None) -> None:
+    if error is not None:
+        reply.status.CopyFrom(error.to_status())
+    done(reply)
+
+
+async def _filled(reply: dialogue_pb2.ConverseReply, filling: Awaitable[None]) -> dialogue_pb2.ConverseReply:
+    await filling
+    return reply
+
+
+async def _with(
+    reply: dialogue_pb2.ConverseReply, part: Message, answering: Awaitable[Message]
+) -> dialogue_pb2.ConverseReply:
+    part.CopyFrom(await answering)
+    return reply
 
 
 def _check_rate(who: Principal | None) -> None:

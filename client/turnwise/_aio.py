@@ -12,6 +12,7 @@ import grpc
 import grpc.aio
 
 from turnwise._channels import OPTIONS, Connection, Credentials, Tls
+from turnwise._coalesce import coalesced
 from turnwise._dialogue import AsyncDialogue
 from turnwise._errors import ActorUnavailable, Cancelled, ClientClosed, TurnwiseError, error_from_rpc
 from turnwise._replies import Domain, Receipt, Reply
@@ -323,12 +324,16 @@ class _TaskWire:
 
 async def _write(rpc: Any, outbox: "asyncio.Queue[pb.ConverseRequest | None]", heard: asyncio.Event) -> None:
     try:
-        message = await outbox.get()
-        while message is not None:
-            await rpc.write(message)
-            if not heard.is_set():
-                await _until_heard(heard)
-            message = await outbox.get()
+        ended = False
+        while not ended:
+            waiting = [await outbox.get()]
+            while not outbox.empty():
+                waiting.append(outbox.get_nowait())
+            ended = waiting[-1] is None
+            for message in coalesced(request for request in waiting if request is not None):
+                await rpc.write(message)
+                if not heard.is_set():
+                    await _until_heard(heard)
         await rpc.done_writing()
     except (grpc.RpcError, asyncio.InvalidStateError):
         return  # the stream has ended; its reader says how

@@ -3,7 +3,7 @@
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from queue import Empty, SimpleQueue
 from types import TracebackType
@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import grpc
 
 from turnwise._channels import OPTIONS, Connection, Credentials, Tls
+from turnwise._coalesce import coalesced
 from turnwise._dialogue import Dialogue
 from turnwise._errors import ClientClosed, DeadlineExceeded, TurnwiseError, error_from_rpc
 from turnwise._replies import Domain, Receipt, Reply
@@ -283,7 +284,7 @@ class _ThreadWire:
             self._post(partial(self._closed, stream, error))
             return
         # gRPC takes what is sent from this iterator, in a thread of its own, until it sees None.
-        rpc = self._stub(stream.address).Converse(iter(outbox.get, None), metadata=metadata)
+        rpc = self._stub(stream.address).Converse(_messages(outbox), metadata=metadata)
         reader = threading.Thread(target=self._read, args=(stream, rpc), name="turnwise-stream", daemon=True)
         self._readers[stream] = reader
         reader.start()
@@ -355,3 +356,14 @@ class _ThreadWire:
             self._post(partial(self.router.answered, attempt, future.result()))
         else:
             self._post(partial(self.router.failed, attempt, error_from_rpc(future)))
+
+
+def _messages(outbox: "SimpleQueue[pb.ConverseRequest | None]") -> Iterator[pb.ConverseRequest]:
+    """What is to be sent, until None."""
+    ended = False
+    while not ended:
+        waiting = [outbox.get()]
+        while not outbox.empty():
+            waiting.append(outbox.get())
+        ended = waiting[-1] is None
+        yield from coalesced(request for request in waiting if request is not None)

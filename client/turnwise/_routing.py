@@ -221,9 +221,14 @@ class Router:
 
     # ---- what happened
 
-    def received(self, stream: Stream, reply: pb.ConverseReply) -> None:
+    def received(self, stream: Stream, message: pb.ConverseReply) -> None:
         """A message came on a stream."""
         stream.heard_at = self._clock()
+        self._replied(stream, message)
+        for reply in message.also:
+            self._replied(stream, reply)
+
+    def _replied(self, stream: Stream, reply: pb.ConverseReply) -> None:
         kind = reply.WhichOneof("reply")
         if kind == "draining":
             self._drain(stream)

@@ -27,6 +27,9 @@ class Stream:
             pb.ConverseRequest(correlation_id=correlation_id, timeout_ms=timeout_ms, **request)
         )
 
+    async def write(self, message: pb.ConverseRequest) -> None:
+        await self._call.write(message)
+
     async def receive(self) -> Any:
         """The next reply; a false value at the end of the stream."""
         return await asyncio.wait_for(self._call.read(), 5)
@@ -78,6 +81,69 @@ async def test_many_dialogues_on_one_stream(new_actor: ActorFactory) -> None:
     assert {reply.correlation_id: reply.turn.dialogue_id for reply in replies} == {
         number: f"d{number}" for number in tokens
     }
+
+
+async def test_requests_of_one_message_are_answered_in_one_message(new_actor: ActorFactory) -> None:
+    actor, bot = await new_actor()
+    stream = Stream(bot)
+    tokens = {number: (await bot.start(f"d{number}")).token for number in range(1, 41)}
+    first, *others = (
+        pb.ConverseRequest(correlation_id=number, act=turn_of(token)) for number, token in tokens.items()
+    )
+    others[10].act.allowed.append("nope")
+    others[20].ClearField("act")
+    first.also.extend(others)
+    before = actor._dialogues.counters.turns
+    await stream.write(first)
+    reply = await stream.receive()
+    replies = [reply, *reply.also]
+    while len(replies) < 40:
+        reply = await stream.receive()
+        replies += [reply, *reply.also]
+    assert actor._dialogues.counters.turns == before + 38
+    assert len(replies[0].also) > 30
+    told = {each.correlation_id: each for each in replies}
+    wrong = {number: read_status(told[number].status) for number in told if told[number].HasField("status")}
+    assert {number: list(each.violations) for number, each in wrong.items()} == {
+        12: ["allowed"],
+        22: ["request"],
+    }
+    for number in told.keys() - wrong.keys():
+        assert told[number].turn.dialogue_id == f"d{number}"
+
+
+async def test_a_client_that_does_not_coalesce_gets_a_message_a_reply(new_actor: ActorFactory) -> None:
+    _, bot = await new_actor()
+    stream = Stream(bot)
+    token = (await bot.start()).token
+    for number in range(50):
+        await stream.send(number, act=turn_of(token))
+    replies = [await stream.receive() for _ in range(50)]
+    assert not any(reply.also for reply in replies)
+
+
+async def test_more_in_one_message_than_may_be_in_flight_is_refused_as_a_whole(
+    new_actor: ActorFactory,
+) -> None:
+    _, bot = await new_actor()
+    stream = Stream(bot)
+    token = (await bot.start()).token
+    message = pb.ConverseRequest(correlation_id=5, act=turn_of(token))
+    message.also.extend(pb.ConverseRequest(correlation_id=6) for _ in range(256))
+    await stream.write(message)
+    reply = await stream.receive()
+    told = read_status(reply.status)
+    assert (reply.correlation_id, told.code, list(told.violations)) == (5, "INVALID_ARGUMENT", ["also"])
+    del message.also[1:]
+    message.also[0].also.add()
+    await stream.write(message)
+    reply = await stream.receive()
+    replies = {each.correlation_id: each for each in (reply, *reply.also)}
+    if len(replies) == 1:
+        reply = await stream.receive()
+        replies[reply.correlation_id] = reply
+    assert list(read_status(replies[6].status).violations) == ["also.also"]
+    assert replies[5].turn.recorded
 
 
 async def test_bad_requests_do_not_end_the_stream(new_actor: ActorFactory) -> None:

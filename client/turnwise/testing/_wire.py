@@ -128,8 +128,8 @@ class Servicer(dialogue_pb2_grpc.DialogueServicer):
     def _read(self, requests: Iterator[pb.ConverseRequest], stream: _FakeStream) -> None:
         try:
             for message in requests:
-                reply = self._reply(message)
-                stream.outbox.put((time.monotonic() + self.delay_s, reply))
+                for request in (message, *message.also):
+                    stream.outbox.put((time.monotonic() + self.delay_s, self._reply(request)))
         except grpc.RpcError:
             pass  # the client is gone, or the test has stopped this fake
         finally:

@@ -500,6 +500,7 @@ class ConverseRequest(google.protobuf.message.Message):
     ACT_FIELD_NUMBER: builtins.int
     FEEDBACK_FIELD_NUMBER: builtins.int
     END_FIELD_NUMBER: builtins.int
+    ALSO_FIELD_NUMBER: builtins.int
     correlation_id: builtins.int
     timeout_ms: builtins.int
     """Time the client will wait; 0: the server's default of 10,000."""
@@ -511,6 +512,12 @@ class ConverseRequest(google.protobuf.message.Message):
     def feedback(self) -> global___FeedbackRequest: ...
     @property
     def end(self) -> global___EndRequest: ...
+    @property
+    def also(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ConverseRequest]:
+        """Further requests, each with a correlation_id of its own and none of these: at most 255. A message costs
+        the server more than a turn does.
+        """
+
     def __init__(
         self,
         *,
@@ -520,9 +527,10 @@ class ConverseRequest(google.protobuf.message.Message):
         act: global___ActRequest | None = ...,
         feedback: global___FeedbackRequest | None = ...,
         end: global___EndRequest | None = ...,
+        also: collections.abc.Iterable[global___ConverseRequest] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["act", b"act", "end", b"end", "feedback", b"feedback", "request", b"request", "start", b"start"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["act", b"act", "correlation_id", b"correlation_id", "end", b"end", "feedback", b"feedback", "request", b"request", "start", b"start", "timeout_ms", b"timeout_ms"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["act", b"act", "also", b"also", "correlation_id", b"correlation_id", "end", b"end", "feedback", b"feedback", "request", b"request", "start", b"start", "timeout_ms", b"timeout_ms"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["request", b"request"]) -> typing.Literal["start", "act", "feedback", "end"] | None: ...
 
 global___ConverseRequest = ConverseRequest
@@ -537,6 +545,7 @@ class ConverseReply(google.protobuf.message.Message):
     RECEIPT_FIELD_NUMBER: builtins.int
     STATUS_FIELD_NUMBER: builtins.int
     DRAINING_FIELD_NUMBER: builtins.int
+    ALSO_FIELD_NUMBER: builtins.int
     correlation_id: builtins.int
     """Zero for `draining`, which answers nothing, and for the status of bytes that are no message."""
     @property
@@ -549,6 +558,10 @@ class ConverseReply(google.protobuf.message.Message):
     def status(self) -> turnwise.v1.status_pb2.Status: ...
     @property
     def draining(self) -> global___Draining: ...
+    @property
+    def also(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ConverseReply]:
+        """Further replies that were ready at the same time. Only to a client that has sent `also`."""
+
     def __init__(
         self,
         *,
@@ -558,9 +571,10 @@ class ConverseReply(google.protobuf.message.Message):
         receipt: global___Receipt | None = ...,
         status: turnwise.v1.status_pb2.Status | None = ...,
         draining: global___Draining | None = ...,
+        also: collections.abc.Iterable[global___ConverseReply] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["draining", b"draining", "receipt", b"receipt", "reply", b"reply", "started", b"started", "status", b"status", "turn", b"turn"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["correlation_id", b"correlation_id", "draining", b"draining", "receipt", b"receipt", "reply", b"reply", "started", b"started", "status", b"status", "turn", b"turn"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["also", b"also", "correlation_id", b"correlation_id", "draining", b"draining", "receipt", b"receipt", "reply", b"reply", "started", b"started", "status", b"status", "turn", b"turn"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["reply", b"reply"]) -> typing.Literal["started", "turn", "receipt", "status", "draining"] | None: ...
 
 global___ConverseReply = ConverseReply

@@ -84,7 +84,7 @@ class DialogueServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Converse(self, request_iterator, context):
-        """Many dialogues on one stream. Replies come in completion order and carry the request's
+        """Many dialogues on one stream, and many requests in one message where they come together. Replies come in completion order and carry the request's
         correlation_id; one bad request never ends the stream. Bytes that are no message are answered with a
         status under correlation_id 0: whose they were cannot be told. A stream lives 10 +- 2 minutes: the server
         sends `draining` and the client opens another before this one is closed.

@@ -47,7 +47,7 @@ class DialogueStub:
         turnwise.v1.dialogue_pb2.ConverseRequest,
         turnwise.v1.dialogue_pb2.ConverseReply,
     ]
-    """Many dialogues on one stream. Replies come in completion order and carry the request's
+    """Many dialogues on one stream, and many requests in one message where they come together. Replies come in completion order and carry the request's
     correlation_id; one bad request never ends the stream. Bytes that are no message are answered with a
     status under correlation_id 0: whose they were cannot be told. A stream lives 10 +- 2 minutes: the server
     sends `draining` and the client opens another before this one is closed.
@@ -88,7 +88,7 @@ class DialogueAsyncStub:
         turnwise.v1.dialogue_pb2.ConverseRequest,
         turnwise.v1.dialogue_pb2.ConverseReply,
     ]
-    """Many dialogues on one stream. Replies come in completion order and carry the request's
+    """Many dialogues on one stream, and many requests in one message where they come together. Replies come in completion order and carry the request's
     correlation_id; one bad request never ends the stream. Bytes that are no message are answered with a
     status under correlation_id 0: whose they were cannot be told. A stream lives 10 +- 2 minutes: the server
     sends `draining` and the client opens another before this one is closed.
@@ -135,7 +135,7 @@ class DialogueServicer(metaclass=abc.ABCMeta):
         request_iterator: _MaybeAsyncIterator[turnwise.v1.dialogue_pb2.ConverseRequest],
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[turnwise.v1.dialogue_pb2.ConverseReply], collections.abc.AsyncIterator[turnwise.v1.dialogue_pb2.ConverseReply]]:
-        """Many dialogues on one stream. Replies come in completion order and carry the request's
+        """Many dialogues on one stream, and many requests in one message where they come together. Replies come in completion order and carry the request's
         correlation_id; one bad request never ends the stream. Bytes that are no message are answered with a
         status under correlation_id 0: whose they were cannot be told. A stream lives 10 +- 2 minutes: the server
         sends `draining` and the client opens another before this one is closed.

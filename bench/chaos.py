@@ -6,7 +6,8 @@ end the frontends finish their dialogues, and their log, the journal, the traine
 ledger` are held against each other.
 
 `--short`: each fault once or a few times, shorter; about two minutes. The full run kills each kind of process
-a hundred times and has ten of every other fault; about an hour. Needs root for one fault (a full disk, as a
+a hundred times and has ten of every other fault; an hour and a half. Ctrl-C ends it after the present fault,
+and what there was is reckoned up. Needs root for one fault (a full disk, as a
 small tmpfs), which is left out and named where it cannot be had.
 """
 
@@ -79,6 +80,8 @@ class Chaos:
     _dead: set[int] = field(default_factory=set)
     failures: list[str] = field(default_factory=list)
     """What did not recover, or was not refused."""
+    enough: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set: no further fault; what there was is reckoned up."""
 
     def schedule(self) -> list[Callable[[], Awaitable[None]]]:
         """All faults in random order."""
@@ -101,6 +104,8 @@ class Chaos:
         """One fault after the other, each when the deployment has recovered from the one before."""
         faults = self.schedule()
         for n, fault in enumerate(faults, 1):
+            if self.enough.is_set():
+                return
             await asyncio.sleep(self.chance.uniform(0.3, 1.5))
             began = time.monotonic()
             await fault()
@@ -335,6 +340,7 @@ async def measure(plan: Plan, seed: int, data: Path, small_disk: bool) -> Report
         try:
             frontends = Frontends(up.actors, PEOPLE, seed)
             chaos = Chaos(up, data, relay, plan, random.Random(seed), frontends.log, small_disk)
+            asyncio.get_running_loop().add_signal_handler(signal.SIGINT, chaos.enough.set)
             talking = asyncio.create_task(frontends.run())
             try:
                 await chaos.strike()

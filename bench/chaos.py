@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,19 +30,16 @@ import grpc
 
 from frontends import ClientLog, Frontends
 from live import QUICKSTART, status
+from reckoning import ANSWER_S, PATIENCE_S, Account, account, journal_rows, learned, ledger
 from relay import Relay
-from report import Report, say
+from report import Report, quantiles, say
 from turnwise.v1 import training_pb2, training_pb2_grpc
-from turnwise_cli.journal_file import facts, open_journal
 from turnwise_deploy.local import DeploymentError, LocalConfig, LocalDeployment
-from turnwise_learner.journal import Row
 
 GOALS = {"lost_feedback": 0.0, "lost_turns": 0.0, "doubled": 0.0, "worst_outage_s": 1.0}
 ACTORS, PEOPLE = 3, 24
 AFTER_A_DEATH_S = 3.0
 """Turns asked until then count for the outage."""
-PATIENCE_S = 120.0
-ANSWER_S = 5.0
 SPOOL_BYTES = 4 << 20
 
 
@@ -250,74 +247,6 @@ def _stopped(*pids: int | None) -> Iterator[None]:
                 os.kill(pid, signal.SIGCONT)
 
 
-# Afterwards
-
-
-@dataclass
-class Account:
-    """The frontends' log against the journal."""
-
-    lost_feedback: list[str]
-    lost_turns: list[str]
-    doubled: list[str]
-
-
-def account(log: ClientLog, rows: Iterable[Row]) -> Account:
-    """Holds the log against all of the journal."""
-    decided: Counter[str] = Counter()
-    rated: dict[str, list[float]] = {}
-    children: dict[tuple[str, str], set[str]] = {}
-    for row in rows:
-        kind = row.fact.WhichOneof("kind")
-        if kind == "decided":
-            fact = row.fact.decided
-            decided[fact.decision_id] += 1
-            if fact.decision_id in log.turns:
-                children.setdefault((row.dialogue_id, fact.parent_id), set()).add(fact.decision_id)
-        elif kind == "feedback" and row.fact.feedback.HasField("reward"):
-            rated.setdefault(row.fact.feedback.decision_id, []).append(row.fact.feedback.reward)
-    doubled = [decision for decision, count in decided.items() if count > 1]
-    doubled += [decision for decision in log.ratings if len(rated.get(decision, [])) > 1]
-    doubled += [f"{parent} in {dialogue}" for (dialogue, parent), of in children.items() if len(of) > 1]
-    wrong = [
-        decision for decision, reward in log.ratings.items() if rated.get(decision, [reward])[0] != reward
-    ]
-    lost = [decision for decision in log.ratings if decision not in rated]
-    return Account(lost + wrong, [turn for turn in log.turns if not decided[turn]], doubled)
-
-
-def journal_rows(data: Path) -> Iterator[Row]:
-    """Every fact."""
-    with open_journal(data) as journal:
-        yield from facts(journal)
-
-
-def ledger(data: Path) -> tuple[int, str]:
-    """Exit code and last words of `turnwise ledger`."""
-    command = [sys.executable, "-m", "turnwise_cli", "ledger", "--data", str(data)]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)
-    return ran.returncode, (ran.stderr or ran.stdout).strip()[-500:]
-
-
-async def _learned(learner: str, log: ClientLog) -> str:
-    """Waits until the trainer has met every rating; what is wrong otherwise."""
-    deadline = time.monotonic() + PATIENCE_S
-    count = -1
-    while time.monotonic() < deadline:
-        with contextlib.suppress(grpc.RpcError):
-            state = await asyncio.to_thread(status, learner, ANSWER_S)
-            count = state.trainer.rated_turns
-            held = sum(
-                actor.report.pending_facts + actor.report.spooled_bytes
-                for actor in state.actors
-                if actor.connected
-            )
-            if count == len(log.ratings) and not held:
-                return ""
-        await asyncio.sleep(0.2)
-    return f"the trainer has met {count} rated turns, the frontends were acknowledged {len(log.ratings)}"
-
-
 # The whole
 
 
@@ -345,7 +274,7 @@ async def measure(plan: Plan, seed: int, data: Path, small_disk: bool) -> Report
             finally:
                 frontends.stop()
                 await talking
-            if unlearned := await _learned(up.learner, frontends.log):
+            if unlearned := await learned(up.learner, frontends.log):
                 chaos.failures.append(unlearned)
         finally:
             await asyncio.to_thread(up.stop)
@@ -373,18 +302,13 @@ def report_of(chaos: Chaos, found: Account, began: float) -> Report:
         "acknowledged_feedback": len(log.ratings),
         "acknowledged_by_spool": log.spooled,
         "errors_met": dict(log.errors),
-        "answer_ms": _quantiles([1000 * (b - a) for a, b in log.answers]),
+        "answer_ms": quantiles([1000 * (b - a) for a, b in log.answers]),
         "failures": chaos.failures,
         "seconds": time.monotonic() - began,
     }
     lost = any(ratios[key] > GOALS[key] for key in ("lost_feedback", "lost_turns", "doubled"))
     ok = not lost and outage < GOALS["worst_outage_s"] and not chaos.failures
     return Report("chaos", ratios, GOALS, figures, ok)
-
-
-def _quantiles(values: list[float]) -> dict[str, float]:
-    ordered = sorted(values) or [0.0]
-    return {f"p{q:g}": ordered[min(len(ordered) - 1, int(len(ordered) * q / 100))] for q in (50, 99, 99.9)}
 
 
 def _free_ports(count: int) -> list[int]:

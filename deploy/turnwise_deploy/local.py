@@ -223,7 +223,7 @@ class LocalDeployment:
             DeploymentError: The learner or another actor does not serve in time. The actors that are left
                 go on as they were.
         """
-        codes = {}
+        codes: dict[str, int | None] = {}
         for actor in self.actors:
             self._until_served([other for other in self.actors if other != actor])
             before = self._pid(actor)

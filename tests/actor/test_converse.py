@@ -175,10 +175,12 @@ async def test_a_client_that_does_not_read_is_not_read_from_and_delays_nobody(
         assert not shouting.done(), "everything that was sent was taken in"
         assert answering() <= 256
         for stream in (beside_it, Stream(bot)):
-            turn = (await stream.ask(start=pb.StartDialogueRequest(dialogue_id=fresh("dialogue")))).started
-            for _ in range(20):
-                turn = (await stream.ask(act=turn_of(turn.token))).turn
-            assert turn.index == 19
+            begun = await stream.ask(start=pb.StartDialogueRequest(dialogue_id=fresh("dialogue")))
+            token = begun.started.token
+            for index in range(20):
+                turn = (await stream.ask(act=turn_of(token))).turn
+                assert turn.index == index
+                token = turn.token
         assert not shouting.done()
         enough.set()
         replies = [(await deaf.receive()).correlation_id for _ in range(sent)]

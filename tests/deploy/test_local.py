@@ -126,6 +126,7 @@ def test_an_actor_that_does_not_drain_is_killed_and_started_again(config):
     told = []
     with LocalDeployment(quick, say=told.append) as up:
         stuck = up.pids()[up.actors[0]]
+        assert stuck is not None
         os.kill(stuck, signal.SIGSTOP)
         restarting = threading.Thread(target=up.restart_actors)
         restarting.start()

@@ -6,7 +6,8 @@ end the frontends finish their dialogues, and their log, the journal, the traine
 ledger` are held against each other.
 
 `--short`: each fault once or a few times, shorter; about two minutes. The full run kills each kind of process
-a hundred times and has ten of every other fault; about an hour. Needs root for one fault (a full disk, as a
+a hundred times and has ten of every other fault; an hour and a half. Ctrl-C ends it after the present fault,
+and what there was is reckoned up. Needs root for one fault (a full disk, as a
 small tmpfs), which is left out and named where it cannot be had.
 """
 
@@ -22,28 +23,33 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import grpc
 
 from frontends import ClientLog, Frontends
 from live import QUICKSTART, status
+from reckoning import (
+    ANSWER_S,
+    PATIENCE_S,
+    Account,
+    account,
+    journal_rows,
+    learned,
+    ledger,
+    until_nothing_is_missing,
+)
 from relay import Relay
-from report import Report, say
+from report import Report, quantiles, say
 from turnwise.v1 import training_pb2, training_pb2_grpc
-from turnwise_cli.journal_file import facts, open_journal
 from turnwise_deploy.local import DeploymentError, LocalConfig, LocalDeployment
-from turnwise_learner.journal import Row
 
 GOALS = {"lost_feedback": 0.0, "lost_turns": 0.0, "doubled": 0.0, "worst_outage_s": 1.0}
 ACTORS, PEOPLE = 3, 24
 AFTER_A_DEATH_S = 3.0
 """Turns asked until then count for the outage."""
-PATIENCE_S = 120.0
-ANSWER_S = 5.0
 SPOOL_BYTES = 4 << 20
 
 
@@ -79,6 +85,8 @@ class Chaos:
     _dead: set[int] = field(default_factory=set)
     failures: list[str] = field(default_factory=list)
     """What did not recover, or was not refused."""
+    enough: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set: no further fault; what there was is reckoned up."""
 
     def schedule(self) -> list[Callable[[], Awaitable[None]]]:
         """All faults in random order."""
@@ -101,6 +109,8 @@ class Chaos:
         """One fault after the other, each when the deployment has recovered from the one before."""
         faults = self.schedule()
         for n, fault in enumerate(faults, 1):
+            if self.enough.is_set():
+                return
             await asyncio.sleep(self.chance.uniform(0.3, 1.5))
             began = time.monotonic()
             await fault()
@@ -199,7 +209,7 @@ class Chaos:
 
     async def _recovered(self, after: str) -> None:
         """All processes run, the trainer is attached, every actor is connected and holds nothing back."""
-        if missing := await _until_nothing_is_missing(self._missing):
+        if missing := await until_nothing_is_missing(self._missing):
             self.failures.append(f"after {after}: still {missing} after {PATIENCE_S:.0f} s")
 
     def _missing(self) -> str:
@@ -224,18 +234,10 @@ class Chaos:
         return state.trainer_alive and state.trainer.pid not in {0, *self._dead}
 
     async def _trainer_pid(self) -> int:
-        if missing := await _until_nothing_is_missing(self._missing):
+        if missing := await until_nothing_is_missing(self._missing):
             raise DeploymentError(f"{missing}, still after {PATIENCE_S:.0f} s")
         state = await asyncio.to_thread(status, self.up.learner, ANSWER_S)
         return int(state.trainer.pid)
-
-
-async def _until_nothing_is_missing(look: Callable[[], str]) -> str:
-    """Asks what is missing until nothing is; what is missing still after `PATIENCE_S`."""
-    deadline = time.monotonic() + PATIENCE_S
-    while (missing := await asyncio.to_thread(look)) and time.monotonic() < deadline:
-        await asyncio.sleep(0.1)
-    return missing
 
 
 @contextlib.contextmanager
@@ -250,68 +252,6 @@ def _stopped(*pids: int | None) -> Iterator[None]:
         for pid in held:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
-
-
-# Afterwards
-
-
-@dataclass
-class Account:
-    """The frontends' log against the journal."""
-
-    lost_feedback: list[str]
-    lost_turns: list[str]
-    doubled: list[str]
-
-
-def account(log: ClientLog, rows: Iterable[Row]) -> Account:
-    """Holds the log against all of the journal."""
-    decided: Counter[str] = Counter()
-    rated: dict[str, list[float]] = {}
-    children: dict[tuple[str, str], set[str]] = {}
-    for row in rows:
-        kind = row.fact.WhichOneof("kind")
-        if kind == "decided":
-            fact = row.fact.decided
-            decided[fact.decision_id] += 1
-            if fact.decision_id in log.turns:
-                children.setdefault((row.dialogue_id, fact.parent_id), set()).add(fact.decision_id)
-        elif kind == "feedback" and row.fact.feedback.HasField("reward"):
-            rated.setdefault(row.fact.feedback.decision_id, []).append(row.fact.feedback.reward)
-    doubled = [decision for decision, count in decided.items() if count > 1]
-    doubled += [decision for decision in log.ratings if len(rated.get(decision, [])) > 1]
-    doubled += [f"{parent} in {dialogue}" for (dialogue, parent), of in children.items() if len(of) > 1]
-    wrong = [
-        decision for decision, reward in log.ratings.items() if rated.get(decision, [reward])[0] != reward
-    ]
-    lost = [decision for decision in log.ratings if decision not in rated]
-    return Account(lost + wrong, [turn for turn in log.turns if not decided[turn]], doubled)
-
-
-def journal_rows(data: Path) -> Iterator[Row]:
-    """Every fact."""
-    with open_journal(data) as journal:
-        yield from facts(journal)
-
-
-def ledger(data: Path) -> tuple[int, str]:
-    """Exit code and last words of `turnwise ledger`."""
-    command = [sys.executable, "-m", "turnwise_cli", "ledger", "--data", str(data)]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)
-    return ran.returncode, (ran.stderr or ran.stdout).strip()[-500:]
-
-
-def _unlearned(learner: str, log: ClientLog) -> str:
-    """What the trainer has not met; nothing once it knows every rating and no actor holds any back."""
-    try:
-        state = status(learner, ANSWER_S)
-    except grpc.RpcError as error:
-        return f"the learner does not answer ({error.code()})"
-    reports = [actor.report for actor in state.actors if actor.connected]
-    if held := [report.address for report in reports if report.pending_facts + report.spooled_bytes]:
-        return f"facts are held back by {', '.join(held)}"
-    met, given = state.trainer.rated_turns, len(log.ratings)
-    return "" if met == given else f"the trainer has met {met} of {given} acknowledged ratings"
 
 
 # The whole
@@ -335,13 +275,14 @@ async def measure(plan: Plan, seed: int, data: Path, small_disk: bool) -> Report
         try:
             frontends = Frontends(up.actors, PEOPLE, seed)
             chaos = Chaos(up, data, relay, plan, random.Random(seed), frontends.log, small_disk)
+            asyncio.get_running_loop().add_signal_handler(signal.SIGINT, chaos.enough.set)
             talking = asyncio.create_task(frontends.run())
             try:
                 await chaos.strike()
             finally:
                 frontends.stop()
                 await talking
-            if unlearned := await _until_nothing_is_missing(partial(_unlearned, up.learner, frontends.log)):
+            if unlearned := await learned(up.learner, frontends.log):
                 chaos.failures.append(unlearned)
         finally:
             await asyncio.to_thread(up.stop)
@@ -369,18 +310,13 @@ def report_of(chaos: Chaos, found: Account, began: float) -> Report:
         "acknowledged_feedback": len(log.ratings),
         "acknowledged_by_spool": log.spooled,
         "errors_met": dict(log.errors),
-        "answer_ms": _quantiles([1000 * (b - a) for a, b in log.answers]),
+        "answer_ms": quantiles([1000 * (b - a) for a, b in log.answers]),
         "failures": chaos.failures,
         "seconds": time.monotonic() - began,
     }
     lost = any(ratios[key] > GOALS[key] for key in ("lost_feedback", "lost_turns", "doubled"))
     ok = not lost and outage < GOALS["worst_outage_s"] and not chaos.failures
     return Report("chaos", ratios, GOALS, figures, ok)
-
-
-def _quantiles(values: list[float]) -> dict[str, float]:
-    ordered = sorted(values) or [0.0]
-    return {f"p{q:g}": ordered[min(len(ordered) - 1, int(len(ordered) * q / 100))] for q in (50, 99, 99.9)}
 
 
 def _free_ports(count: int) -> list[int]:

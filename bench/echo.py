@@ -1,7 +1,7 @@
 """What turns are held against: a bare grpc.aio server that answers bytes with so many bytes.
 
-It parses nothing, so that it is the least that any server on grpc.aio can cost. `Converse` is a stream, `Act` a
-lone call. Prints its port; ends with its standard input.
+It parses nothing, so that it is the least that any server on grpc.aio can cost. `Converse` is a stream, `Act`
+a lone call. Prints its port; ends with its standard input.
 """
 
 import asyncio

@@ -1,6 +1,7 @@
 """Simulated frontends with a log of their own: what they were answered, what was acknowledged, how soon."""
 
 import asyncio
+import contextlib
 import random
 import time
 from collections import Counter
@@ -14,10 +15,22 @@ import turnwise
 T = TypeVar("T")
 
 PHRASES = tuple(f"phrase number {i}" for i in range(40))
-PAUSE_S = 0.1
-"""A person thinks."""
 AFTER_ERROR_S = 0.1
 TIMEOUT_S = 5.0
+AT_ONCE = 256
+"""Requests under way; more wait for their turn here, not on a stream that would refuse them."""
+
+
+@dataclass
+class Habits:
+    """How people talk."""
+
+    pause_s: float = 0.1
+    """They think before the next turn: from nothing to twice this. May be changed while they talk."""
+    turns: tuple[int, int] = (1, 6)
+    """Of a dialogue, fewest and most."""
+    rated: float = 0.5
+    """Part of the turns."""
 
 
 @dataclass
@@ -45,18 +58,24 @@ class ClientLog:
 
 
 class Frontends:
-    """People who talk until `stop`: dialogues of some turns, half of them rated, each ended in good order.
+    """People who talk until `stop`: one dialogue after the other, some turns rated, each ended in good order.
 
     A frontend that is given an error tries the same again: it has the dialogue's token, so nothing is lost.
     """
 
-    def __init__(self, addresses: tuple[str, ...], count: int, seed: int) -> None:
+    def __init__(
+        self, addresses: tuple[str, ...], count: int, seed: int, habits: Habits | None = None
+    ) -> None:
         self.log = ClientLog()
+        self.habits = habits or Habits()
+        self.open = 0
+        """Dialogues that have begun and not ended."""
         self._addresses, self._count, self._seed = addresses, count, seed
         self._stopping = asyncio.Event()
+        self._at_once = asyncio.Semaphore(AT_ONCE)
 
     async def run(self) -> None:
-        """Returns when everybody has ended the last dialogue after `stop`."""
+        """Returns when everybody has ended the present dialogue after `stop`."""
         async with turnwise.AsyncClient(list(self._addresses), timeout=TIMEOUT_S) as bot:
             people = (self._person(bot, random.Random(f"{self._seed}:{i}")) for i in range(self._count))
             await asyncio.gather(*people)
@@ -66,31 +85,46 @@ class Frontends:
         self._stopping.set()
 
     async def _person(self, bot: turnwise.AsyncClient, chance: random.Random) -> None:
+        await self._pause(chance)
         while not self._stopping.is_set():
             await self._dialogue(bot, chance)
 
     async def _dialogue(self, bot: turnwise.AsyncClient, chance: random.Random) -> None:
         talk = bot.dialogue(user=f"person-{chance.randrange(1000)}")
-        turns = []
-        for _ in range(chance.randint(1, 6)):
-            began = time.monotonic()
-            turn = await self._until_done(partial(talk.act, text=chance.choice(PHRASES)))
-            self.log.answers.append((began, time.monotonic()))
+        turns: list[turnwise.AsyncTurn] = []
+        for _ in range(chance.randint(*self.habits.turns)):
+            turn = await self._turn(talk, chance)
+            self.open += not turns
             turns.append(turn)
-            await asyncio.sleep(chance.random() * 2 * PAUSE_S)
-            if chance.random() < 0.5:
+            await self._pause(chance)
+            if chance.random() < self.habits.rated:
                 reward = chance.choice((-1.0, 1.0))
                 receipt = await self._until_done(partial(turn.reward, reward))
                 self.log.ratings[turn.decision_id] = reward
                 self.log.spooled += receipt.settled == "SPOOLED"
+            if self._stopping.is_set():
+                break
         await self._until_done(partial(talk.end, outcome="goodbye"))
+        self.open -= 1
         self.log.dialogues += 1
         self.log.turns |= {turn.decision_id: talk.id for turn in turns}
+
+    async def _turn(self, talk: turnwise.AsyncDialogue, chance: random.Random) -> turnwise.AsyncTurn:
+        began = time.monotonic()
+        turn = await self._until_done(partial(talk.act, text=chance.choice(PHRASES)))
+        self.log.answers.append((began, time.monotonic()))
+        return turn
+
+    async def _pause(self, chance: random.Random) -> None:
+        """Thinks; not any longer once all are to stop."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), chance.random() * 2 * self.habits.pause_s)
 
     async def _until_done(self, attempt: Callable[[], Awaitable[T]]) -> T:
         while True:
             try:
-                return await attempt()
+                async with self._at_once:
+                    return await attempt()
             except turnwise.TurnwiseError as error:
                 self.log.errors[type(error).__name__] += 1
             except Exception as error:  # noqa: BLE001 - the point is to find these

@@ -60,3 +60,9 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     """Median and quartiles."""
     low, high = np.percentile(values, [25, 75])
     return {"median": statistics.median(values), "q25": float(low), "q75": float(high)}
+
+
+def quantiles(values: Sequence[float]) -> dict[str, float]:
+    """Median and the slow end."""
+    ordered = sorted(values) or [0.0]
+    return {f"p{q:g}": ordered[min(len(ordered) - 1, int(len(ordered) * q / 100))] for q in (50, 99, 99.9)}

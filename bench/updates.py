@@ -20,6 +20,7 @@ that take the sides in turn; a figure is the median of the rounds.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import gc
 import logging
 import resource
@@ -256,7 +257,7 @@ class Live:
         """The feed: the next dialogue turn, rated, under an id of its own."""
         self._at += 1
         record = self._turns.record(self._at % len(self._turns))
-        fresh = TurnRecord(**{**vars(record), "decision_id": f"live{self._at:028x}", "terminated": True})
+        fresh = dataclasses.replace(record, decision_id=f"live{self._at:028x}", terminated=True)
         return [Change(cursor + 1, (fresh,), lesson=True)]
 
     def run(self, updates: int) -> None:
@@ -354,7 +355,7 @@ class Evicting:
         """A turn under an id of its own."""
         self._at += 1
         record = self.turns.record(self._at % len(self.turns))
-        return TurnRecord(**{**vars(record), "decision_id": f"{self._at:032x}", "terminated": True})
+        return dataclasses.replace(record, decision_id=f"{self._at:032x}", terminated=True)
 
     def run(self, updates: int) -> None:
         """As many turns as updates."""
@@ -375,12 +376,12 @@ class Evicting:
             return record
 
         def add_and_amend() -> None:
-            replay.apply((TurnRecord(**{**vars(add()), "obs": None, "reward": -0.5, "rated_ms": 2}),))
+            replay.apply((dataclasses.replace(add(), obs=None, reward=-0.5, rated_ms=2),))
 
         def add_and_correct() -> None:
             # Taken back at once: live corrections would fill the replay.
-            record = TurnRecord(**{**vars(add()), "obs": None})
-            replay.apply((TurnRecord(**{**vars(record), "corrections": (Correction("bob", 1, 3),)}),))
+            record = dataclasses.replace(add(), obs=None)
+            replay.apply((dataclasses.replace(record, corrections=(Correction("bob", 1, 3),)),))
             replay.apply((record,))
 
         return {

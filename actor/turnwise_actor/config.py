@@ -27,7 +27,7 @@ class TokenConfig:
     """Different continuations of one decision at this actor: somebody who goes back and tries another way
     makes one each time. Raise it and a token that fell into wrong hands can be used for more."""
     max_branched: int = 50_000
-    """Decisions whose continuations are remembered (about 10 MB), the ones used last."""
+    """Decisions whose continuations are remembered (about 12 MB), the ones used last."""
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,10 @@ class Conversation:
         while self._soon:
             await asyncio.sleep(0)
         flushed = asyncio.create_task(self._emptied.wait())
-        await asyncio.wait({flushed, writing}, return_when=asyncio.FIRST_COMPLETED)
+        # A client that does not read is not waited for.
+        await asyncio.wait(
+            {flushed, writing}, timeout=self._config.move_s, return_when=asyncio.FIRST_COMPLETED
+        )
         flushed.cancel()
 
     def _in_flight(self) -> int:

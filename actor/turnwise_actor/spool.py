@@ -10,6 +10,7 @@ that are gone are taken over file by file.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import logging
 import math
@@ -126,9 +127,9 @@ class Spool:
         return facts
 
     async def remove(self, segment: Path) -> None:
-        """Deletes a segment whose facts the learner has."""
-        await self._in_thread(segment.unlink)
+        """Deletes a segment whose facts the learner has; whoever waits may be cancelled meanwhile."""
         self._sizes.pop(segment, None)
+        await asyncio.shield(self._in_thread(segment.unlink))
 
     async def adopt(self) -> int:
         """Takes over the spools beside this one whose processes are gone; returns the number of segments."""
@@ -156,11 +157,14 @@ class Spool:
             self._open_next()
         active, file = self._active, self._file
         assert active is not None
+        before = os.fstat(file).st_size
         try:
             _write_all(file, records)
             os.fsync(file)
         except OSError:
             # What the kernel still holds of the failed write is not to be built upon.
+            with contextlib.suppress(OSError):
+                os.ftruncate(file, before)
             self._close_active()
             raise
         size = os.fstat(file).st_size
@@ -171,10 +175,16 @@ class Spool:
     def _open_next(self) -> None:
         self._number += 1
         path = self.folder / f"{self._number:08d}{_SUFFIX}"
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
-        self._active = path
-        _write_all(self._file, MAGIC)
-        _sync_folder(self.folder)
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+        try:
+            _write_all(file, MAGIC)
+            _sync_folder(self.folder)
+        except OSError:
+            # Without its head nothing that follows could be read.
+            os.close(file)
+            path.unlink(missing_ok=True)
+            raise
+        self._active, self._file = path, file
 
     def _close_active(self) -> None:
         if self._active is not None:

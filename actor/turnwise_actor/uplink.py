@@ -83,6 +83,8 @@ class _Stream:
     sequence: int = 0
     in_flight: deque[_Batch] = field(default_factory=deque)
     replay: _Replay | None = None
+    replay_after: float = 0.0
+    """Until then no segment is read: the disk has just failed to give one."""
     sent_at: float = 0.0
     report_due_at: float = 0.0
 
@@ -410,7 +412,7 @@ class Uplink:
 
     async def _prepare_replay(self, stream: _Stream) -> None:
         """Reads the oldest spool segment, once the one before is acknowledged and the learner is there."""
-        if stream.replay is not None or not self._connected:
+        if stream.replay is not None or not self._connected or time.monotonic() < stream.replay_after:
             return
         segment = self._spool.oldest()
         if segment is None:
@@ -419,6 +421,7 @@ class Uplink:
             facts = await self._spool.read(segment)
         except OSError as error:
             logger.error("the spool segment %s cannot be read: %s", segment, error)
+            stream.replay_after = time.monotonic() + self._config.report_interval_s
             return
         if facts:
             stream.replay = _Replay(segment, deque(facts))

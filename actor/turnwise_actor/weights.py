@@ -20,7 +20,7 @@ import grpc.aio
 from turnwise.v1 import dialogue_pb2, training_pb2
 from turnwise.v1.training_pb2_grpc import TrainingStub
 from turnwise_actor.access.client_access import Link
-from turnwise_actor.policy import Domain, Encoder, Policy, PolicyFileError, PolicyVersion
+from turnwise_actor.policy import Domain, Encoder, Policy, PolicyFileError, PolicyVersion, policy_files
 
 if TYPE_CHECKING:
     from turnwise.v1.training_pb2_grpc import TrainingAsyncStub
@@ -97,21 +97,11 @@ def load_policy(path: Path) -> Policy | None:
         PolicyFileError: it is not a policy.
     """
     if path.is_dir():
-        newest = _newest_file(path)
-        if newest is None:
+        files = policy_files(path)
+        if not files:
             return None
-        path = newest
+        path = files[max(files)]
     return Policy.from_bytes(path.read_bytes())
-
-
-def _newest_file(folder: Path) -> Path | None:
-    versions: dict[PolicyVersion, Path] = {}
-    for file in folder.glob("*.safetensors"):
-        try:
-            versions[PolicyVersion.parse(file.stem)] = file
-        except ValueError:
-            logger.warning("%s is passed over: not named <generation>.<number>.safetensors", file)
-    return versions[max(versions)] if versions else None
 
 
 class PolicyWatch:

@@ -76,6 +76,7 @@ def command(
     Prints one line, `ready actors=HOST:PORT,... learner=HOST:PORT`, when the bot answers; all else goes
     to the standard error. Ctrl-C or SIGTERM lets the actors finish, saves a checkpoint and ends; the next
     `up` with the same data folder goes on from there. A second Ctrl-C ends everything at once.
+    SIGUSR1 restarts the actors one after the other, which nobody notices where there are two or more.
 
     On loopback nothing more is needed. Any other --host wants TLS, and mutual TLS or credentials.
     """
@@ -100,6 +101,7 @@ def _serve(deployment: LocalDeployment) -> int:
             deployment.kill()
 
     previous = {number: signal.signal(number, on_signal) for number in _SIGNALS}
+    previous[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, lambda *_: deployment.request_restart())
     try:
         with deployment:
             if deployment.ready:

@@ -37,6 +37,8 @@ class Child:
     _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
     _started: float = 0.0
     _start_at: float = 0.0
+    _kill_at: float | None = None
+    """Not None: it was asked to end so as to be started again."""
 
     @property
     def pid(self) -> int | None:
@@ -60,13 +62,29 @@ class Child:
             )
         self._started = time.monotonic()
 
+    def renew(self, timeout_s: float) -> None:
+        """Has the process end, by force after a time, and a new one be due at once: it counts as no death."""
+        if self._process is not None:
+            self._kill_at = time.monotonic() + timeout_s
+            self._process.terminate()
+
+    @property
+    def renewing(self) -> bool:
+        """True from `renew` until the process has ended."""
+        return self._kill_at is not None
+
     def poll(self) -> int | None:
         """The exit code, told once after each death; None otherwise."""
+        now = time.monotonic()
         if self._process is None or (code := self._process.poll()) is None:
+            if self._kill_at is not None and now > self._kill_at:
+                self.kill()
             return None
         self._process = None
         self.exit_code = code
-        now = time.monotonic()
+        if self._kill_at is not None:
+            self._kill_at, self._start_at, self.deaths = None, now, 0
+            return code
         self.deaths = 1 if now - self._started > STEADY_S else self.deaths + 1
         self._start_at = now + self.backoff_s
         return code

@@ -7,11 +7,12 @@ import contextlib
 import importlib.util
 import logging
 import os
+import queue
 import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -108,6 +109,9 @@ class LocalDeployment:
     _stopping: threading.Event = field(default_factory=threading.Event, repr=False)
     _killing: threading.Event = field(default_factory=threading.Event, repr=False)
     _ready: threading.Event = field(default_factory=threading.Event, repr=False)
+    _restart_asked: threading.Event = field(default_factory=threading.Event, repr=False)
+    _to_renew: "queue.SimpleQueue[str]" = field(default_factory=queue.SimpleQueue, repr=False)
+    """Actors that the supervisor is to end and start again."""
     _failure: str = ""
     _thread: threading.Thread | None = field(default=None, repr=False)
 
@@ -158,6 +162,11 @@ class LocalDeployment:
         Raises:
             DeploymentError: A process keeps dying, or `start_timeout_s` has passed.
         """
+        if self._until_served(self.actors):
+            self._ready.set()
+
+    def _until_served(self, actors: Collection[str]) -> bool:
+        """Waits until the learner and these actors serve; False: it is to stop."""
         deadline = time.monotonic() + self.config.start_timeout_s
         told = ""
         encrypted = self._access.certificate is not None
@@ -165,10 +174,9 @@ class LocalDeployment:
             while not self._stopping.is_set():
                 if self._failure:
                     raise DeploymentError(self._failure)
-                missing = readiness.missing({actor: self._pid(actor) for actor in self.actors})
+                missing = readiness.missing({actor: self._pid(actor) for actor in actors})
                 if not missing:
-                    self._ready.set()
-                    return
+                    return True
                 if missing != told:
                     self.say(f"waiting for {missing}")
                     told = missing
@@ -178,6 +186,7 @@ class LocalDeployment:
                         f"see {self.folder.logs}"
                     )
                 self._stopping.wait(_READY_EVERY_S)
+        return False
 
     @property
     def ready(self) -> bool:
@@ -185,7 +194,7 @@ class LocalDeployment:
         return self._ready.is_set() and not self._stopping.is_set()
 
     def wait(self) -> None:
-        """Returns when the deployment is asked to stop.
+        """Returns when the deployment is asked to stop; restarts the actors when asked to.
 
         Raises:
             DeploymentError: The supervisor itself failed.
@@ -193,6 +202,40 @@ class LocalDeployment:
         while not self._stopping.wait(0.2):
             if self._failure:
                 raise DeploymentError(self._failure)
+            if self._restart_asked.is_set():
+                self._restart_asked.clear()
+                try:
+                    self.restart_actors()
+                except DeploymentError as error:
+                    self.say(f"the actors are not restarted any further: {error}")
+
+    def request_restart(self) -> None:
+        """Has `wait()` restart the actors and returns at once; safe in a signal handler."""
+        self._restart_asked.set()
+
+    def restart_actors(self) -> dict[str, int | None]:
+        """Drains the actors and starts them again, each while all others serve; returns exit codes.
+
+        Clients move on to the others meanwhile; with one actor alone they wait. 0: the actor has handed all
+        over; 75: it left facts in its spool, which is taken up by the next process.
+
+        Raises:
+            DeploymentError: The learner or another actor does not serve in time. The actors that are left
+                go on as they were.
+        """
+        codes: dict[str, int | None] = {}
+        for actor in self.actors:
+            self._until_served([other for other in self.actors if other != actor])
+            before = self._pid(actor)
+            self.say(f"restarting the actor {actor}")
+            self._to_renew.put(actor)
+            while self._pid(actor) in (before, None):
+                if self._stopping.wait(_WATCH_EVERY_S):
+                    return codes
+            codes[actor] = self._children[actor].exit_code
+        if self._until_served(self.actors):
+            self.say("all actors have been restarted")
+        return codes
 
     def request_stop(self) -> None:
         """Has the supervisor begin to stop and returns at once; safe in a signal handler."""
@@ -284,6 +327,7 @@ class LocalDeployment:
             for child in self._children.values():
                 child.start()
             while not self._stopping.wait(_WATCH_EVERY_S):
+                self._renew()
                 for child in self._children.values():
                     self._tend(child)
             if not self._killing.is_set():
@@ -294,8 +338,15 @@ class LocalDeployment:
         finally:
             self._kill_rest()
 
+    def _renew(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            self._children[self._to_renew.get_nowait()].renew(self.config.actor_drain_s)
+
     def _tend(self, child: Child) -> None:
+        as_asked = child.renewing
         if (code := child.poll()) is not None:
+            if as_asked and code in _PEACEFUL:
+                return
             if not self._ready.is_set() and (code in _REFUSALS or child.deaths >= self.config.start_attempts):
                 self._failure = f"the {child.name} {_ended(code)} while starting; {child.log} ends with\n"
                 self._failure += child.log_tail()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -40,6 +41,25 @@ class Stream:
 
     async def close(self) -> None:
         await self._call.done_writing()
+
+
+LARGE = 16_000
+MORE_THAN_BUFFERS_HOLD = 10_000
+"""Requests of that many bytes: some hundreds are under way, and gRPC's windows hold some megabytes."""
+
+
+def answering() -> int:
+    """Requests of streams under way in this process."""
+    coroutines = (task.get_coro() for task in asyncio.all_tasks())
+    return sum(getattr(each, "__qualname__", "") == "Conversation._reply" for each in coroutines)
+
+
+async def standstill(count: Callable[[], int]) -> None:
+    """Returns when a count has stopped rising."""
+    before = -1
+    while (now := count()) != before:
+        before = now
+        await asyncio.sleep(0.5)
 
 
 def turn_of(token: bytes, **fields: Any) -> pb.ActRequest:
@@ -219,6 +239,40 @@ async def test_beyond_256_in_flight_a_request_is_turned_away(
     assert {reply.WhichOneof("reply") for reply in answered} == {"receipt"}
 
 
+async def test_a_client_that_does_not_read_is_not_read_from_and_delays_nobody(
+    new_actor: ActorFactory,
+) -> None:
+    actor, bot = await new_actor()
+    small_window = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65_536)]
+    async with grpc.aio.insecure_channel(actor.address, small_window) as channel:
+        deaf, beside_it, sent = Stream(Frontend(channel)), Stream(Frontend(channel)), 0
+        enough = asyncio.Event()
+
+        async def shout() -> None:
+            nonlocal sent
+            while sent < MORE_THAN_BUFFERS_HOLD and not enough.is_set():
+                await deaf.send(sent, act=turn_of(bytes(LARGE)))
+                sent += 1
+
+        shouting = asyncio.create_task(shout())
+        await standstill(lambda: sent)
+        assert not shouting.done(), "everything that was sent was taken in"
+        assert answering() <= 256
+        for stream in (beside_it, Stream(bot)):
+            begun = await stream.ask(start=pb.StartDialogueRequest(dialogue_id=fresh("dialogue")))
+            token = begun.started.token
+            for index in range(20):
+                turn = (await stream.ask(act=turn_of(token))).turn
+                assert turn.index == index
+                token = turn.token
+        assert not shouting.done()
+        enough.set()
+        replies = [(await deaf.receive()).correlation_id for _ in range(sent)]
+        await shouting
+        replies += [(await deaf.receive()).correlation_id for _ in range(sent - len(replies))]
+        assert sorted(replies) == list(range(sent)), "what was taken in is answered, each once"
+
+
 async def test_an_old_stream_is_asked_to_move_and_ends_when_it_is_quiet(
     new_actor: ActorFactory, config: ActorConfig
 ) -> None:
@@ -231,6 +285,28 @@ async def test_an_old_stream_is_asked_to_move_and_ends_when_it_is_quiet(
     assert (await stream.ask(act=turn_of(token))).turn.recorded, "what was on its way is answered"
     assert not await stream.receive()
     await eventually(lambda: actor._servicer.streams == 0)
+
+
+async def test_a_stream_whose_client_never_reads_ends_at_its_age_too(
+    new_actor: ActorFactory, config: ActorConfig
+) -> None:
+    life = replace(config.stream, life_s=0.5, life_jitter_s=0.0, move_s=0.3, quiet_s=0.1)
+    actor, _ = await new_actor(stream=life)
+    small_window = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65_536)]
+    async with grpc.aio.insecure_channel(actor.address, small_window) as channel:
+        deaf, sent = Stream(Frontend(channel)), 0
+
+        async def shout() -> None:
+            nonlocal sent
+            while sent < MORE_THAN_BUFFERS_HOLD:
+                await deaf.send(sent, act=turn_of(bytes(LARGE)))
+                sent += 1
+
+        shouting = asyncio.create_task(shout())
+        await eventually(lambda: actor._servicer.streams == 1)
+        await eventually(lambda: actor._servicer.streams == 0)
+        shouting.cancel()
+        await asyncio.gather(shouting, return_exceptions=True)
 
 
 async def test_a_draining_actor_moves_its_streams_and_refuses_new_calls(

@@ -184,3 +184,58 @@ async def test_a_disk_that_takes_nothing_is_told(tmp_path: Path, monkeypatch: py
     await spool.append([fact("k3")])
     assert {"k1", "k3"} <= set(await keys_of(spool))
     await spool.close()
+
+
+async def test_a_segment_that_could_not_be_begun_takes_no_facts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk may have room for a file's name and not for its head."""
+    spool = open_spool(tmp_path)
+
+    def no_space(file: int, content: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("turnwise_actor.spool._write_all", no_space)
+        for _ in range(3):
+            with pytest.raises(SpoolFullError, match="No space left"):
+                await spool.append([fact("k1")])
+    assert not list(spool.folder.glob("*.facts"))
+    await spool.append([fact("k2")])
+    assert await keys_of(spool) == ["k2"]
+    await spool.close()
+
+
+async def test_a_write_that_failed_leaves_no_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool = open_spool(tmp_path)
+    await spool.append([fact("k1")])
+    segment = spool.oldest()
+    assert segment is not None
+    size = segment.stat().st_size
+
+    def half(file: int, content: bytes) -> None:
+        os.write(file, content[: len(content) // 2])
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("turnwise_actor.spool._write_all", half)
+        with pytest.raises(SpoolFullError, match="No space left"):
+            await spool.append([fact("k2")])
+    assert segment.stat().st_size == size
+    assert await keys_of(spool) == ["k1"]
+    await spool.close()
+
+
+async def test_a_removal_that_nobody_waits_for_any_more_is_a_removal(tmp_path: Path) -> None:
+    spool = open_spool(tmp_path)
+    await spool.append([fact("k1")])
+    segment = spool.oldest()
+    assert segment is not None
+    removing = asyncio.create_task(spool.remove(segment))
+    await asyncio.sleep(0)
+    removing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await removing
+    assert spool.oldest() is None
+    await spool.close()
+    assert not segment.exists()

@@ -6,6 +6,7 @@ import logging
 import os
 import stat
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -210,10 +211,20 @@ async def test_one_token_has_a_bounded_number_of_branches(
 def test_branches_are_forgotten_the_oldest_first(config: ActorConfig) -> None:
     branches = Branches(dataclasses.replace(config.token, max_branches=1, max_branched=2))
     for parent in ("a", "b", "a", "c"):  # b is the one used longest ago
-        branches.add("d1", parent, f"child of {parent}")
+        branches.add("d1", 16 * f"{parent}0", 16 * f"{parent}1")
     with pytest.raises(PreconditionError):
-        branches.add("d1", "a", "another")
-    branches.add("d1", "b", "another")
+        branches.add("d1", 16 * "a0", 32 * "f")
+    branches.add("d1", 16 * "b0", 32 * "f")
+
+
+def test_a_decision_remembered_for_its_branches_costs_a_few_hundred_bytes(config: ActorConfig) -> None:
+    branches = Branches(config.token)
+    tracemalloc.start()
+    for number in range(5000):
+        branches.add(f"dialogue {number:032}", f"{number:032x}", f"{number + 1:032x}")
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held / 5000 < 300
 
 
 def test_a_key_file_that_breaks_leaves_the_keys_as_they_were(

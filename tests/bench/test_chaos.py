@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from chaos import ACTORS, Plan, account, measure, small_spool
+from chaos import ACTORS, Plan, measure, small_spool
 from frontends import ClientLog
+from reckoning import account
 from turnwise.v1 import training_pb2
 from turnwise_learner.journal import KINDS, Row
 

@@ -7,6 +7,7 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -95,6 +96,44 @@ def test_a_child_that_dies_is_started_again_on_its_port(config, part):
         eventually(lambda: up.pids()[address] not in (None, pid))
         up.wait_ready()
         assert any(f"the {part}" in line and "signal 9" in line for line in told)
+
+
+def test_actors_are_restarted_one_after_the_other_on_their_ports(config):
+    told = []
+    with LocalDeployment(config, say=told.append) as up:
+        before, seen = up.pids(), []
+        codes = {}
+
+        def restart():
+            codes.update(up.restart_actors())
+
+        restarting = threading.Thread(target=restart)
+        restarting.start()
+        while restarting.is_alive():
+            seen.append(up.pids())
+            time.sleep(0.005)
+        after = up.pids()
+    assert codes == dict.fromkeys(up.actors, 0)
+    assert after[up.learner] == before[up.learner]
+    assert all(after[actor] not in (None, before[actor]) for actor in up.actors)
+    down = [[actor for actor in up.actors if pids[actor] is None] for pids in seen]
+    assert max(map(len, down)) <= 1
+    assert not any("ended with" in line or "killed" in line for line in told), told
+
+
+def test_an_actor_that_does_not_drain_is_killed_and_started_again(config):
+    quick = LocalConfig(**{**vars(config), "actors": 1, "actor_drain_s": 0.3})
+    told = []
+    with LocalDeployment(quick, say=told.append) as up:
+        stuck = up.pids()[up.actors[0]]
+        assert stuck is not None
+        os.kill(stuck, signal.SIGSTOP)
+        restarting = threading.Thread(target=up.restart_actors)
+        restarting.start()
+        eventually(lambda: up.pids()[up.actors[0]] not in (None, stuck))
+        restarting.join(20)
+        assert not restarting.is_alive()
+    assert any("signal 9" in line for line in told), told
 
 
 def test_a_second_deployment_in_one_data_folder_is_refused(config):
@@ -187,6 +226,23 @@ def test_ctrl_c_before_it_is_ready_stops_it_too(config):
     out, err = process.communicate(timeout=30)
     assert process.returncode == 0, err
     assert out == ""
+
+
+def test_sigusr1_restarts_the_actors_and_it_goes_on(config):
+    process = up_command(config)
+    assert process.stdout is not None
+    ready = process.stdout.readline()
+    process.send_signal(signal.SIGUSR1)
+    assert process.stderr is not None
+    said = []
+    while "all actors have been restarted" not in (said or [""])[-1]:
+        said.append(process.stderr.readline())
+        assert process.poll() is None, said
+    actors = ready.split()[1].removeprefix("actors=").split(",")
+    assert [line.split()[-1] for line in said if "restarting the actor" in line] == actors
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")

@@ -15,6 +15,7 @@ from turnwise_actor.policy.policy_file import (
     PolicyFileError,
     PolicyVersion,
     initial_policy,
+    policy_files,
 )
 from turnwise_actor.policy.sections import (
     ActionSpec,
@@ -65,6 +66,7 @@ __all__ = [
     "greedy",
     "initial_policy",
     "mix",
+    "policy_files",
     "probabilities",
     "softmax",
 ]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast, get_args
 
 import numpy as np
@@ -17,6 +19,8 @@ import safetensors.numpy
 from turnwise_actor.policy.domain import Domain
 from turnwise_actor.policy.network import Network, check_parameters
 from turnwise_actor.policy.spec import NetworkSpec, default_spec
+
+logger = logging.getLogger(__name__)
 
 Float32 = npt.NDArray[np.float32]
 
@@ -276,3 +280,15 @@ def _read_tensor(name: str, tensor: dict[str, Any]) -> Float32:
     if tensor["dtype"] != "F32":
         raise PolicyFileError(f"policy file: {name}: got {tensor['dtype']}; wanted F32")
     return np.frombuffer(tensor["data"], "<f4").reshape(tensor["shape"]).astype(np.float32)
+
+
+def policy_files(folder: Path) -> dict[PolicyVersion, Path]:
+    """The policy files of a folder, oldest first; others, and half-written ones, are passed over."""
+    found = {}
+    for file in folder.glob("*.safetensors"):
+        try:
+            found[PolicyVersion.parse(file.stem)] = file
+        except ValueError:
+            if not file.name.startswith("."):
+                logger.warning("%s is passed over: not named <generation>.<number>.safetensors", file)
+    return dict(sorted(found.items()))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from turnwise.v1 import dialogue_pb2, training_pb2
-from turnwise_actor.policy import Policy, PolicyFileError, PolicyVersion
+from turnwise_actor.policy import Policy, PolicyFileError, PolicyVersion, policy_files
 
 log = logging.getLogger(__name__)
 
@@ -98,13 +98,9 @@ def newest_policy(folder: Path, fingerprint: str) -> tuple[Path, Policy] | None:
 
 
 def _candidates(folder: Path) -> list[Path]:
-    by_version = sorted(folder.glob("*.safetensors"), key=_version_in_name, reverse=True)
+    by_version = [*policy_files(folder).values()][::-1]
     latest = folder / "LATEST"
     if not latest.exists():
         return by_version
     named = folder / latest.read_text().strip()
     return [named, *(path for path in by_version if path != named)]
-
-
-def _version_in_name(path: Path) -> tuple[int, ...]:
-    return tuple(int(part) for part in path.stem.split(".") if part.isdecimal())

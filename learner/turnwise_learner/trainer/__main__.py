@@ -48,7 +48,8 @@ def main(argv: list[str] | None = None) -> int:
                 signal.signal(number, ask_to_stop)
             Training(config, domain, stop, wake).run()
     except (DomainError, CheckpointError, ConnectionRefusedError, TimeoutError, OSError, ValueError) as error:
-        logger.error("%s", error)
+        # A bare ValueError may be RLlib's word on a setting, or a fault of ours: then its place is wanted.
+        logger.error("%s", error, exc_info=type(error) is ValueError)
         return 1
     return 0
 

@@ -7,9 +7,10 @@ The rules are those of docs/semantics.md.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -70,6 +71,8 @@ class FactReader:
         self._domain_json = domain_json
         self._encoder = Encoder(domain)
         self._actions_of: dict[str, tuple[str, ...] | None] = {domain.fingerprint: domain.action_ids}
+        self._all_allowed = np.ones(len(domain.action_ids), bool)
+        self._all_allowed.flags.writeable = False
 
     def encode(self, observation: dialogue_pb2.Observation, history: Iterable[str]) -> np.ndarray:
         """<float32>[D].
@@ -94,7 +97,7 @@ class FactReader:
         """<bool>[A]; all where the fact says nothing or its domain is not known."""
         actions = self._actions(fingerprint)
         if not mask or actions is None:
-            return np.ones(len(self.domain.action_ids), bool)
+            return self._all_allowed
         bits = np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little")
         named = {action for action, bit in zip(actions, bits, strict=False) if bit}
         return np.array([action in named for action in self.domain.action_ids])
@@ -118,7 +121,19 @@ def raw_observation(observation: dialogue_pb2.Observation) -> RawObservation:
     return RawObservation(text=text, slots=slots, features=features)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
+class _Decision:
+    """What is kept of a Decided fact; its observation lies in replay, and in the journal."""
+
+    parent_id: str
+    index: int
+    action: str
+    allowed: bytes
+    domain_fingerprint: str
+    time_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Live:
     """Feedback that counts now."""
 
@@ -127,7 +142,10 @@ class _Live:
     corrections: tuple[Correction, ...] = ()
 
 
-@dataclass
+_NOT_RATED = _Live()
+
+
+@dataclass(slots=True)
 class _Told:
     """What replay was told last of a decision."""
 
@@ -141,8 +159,7 @@ class DialogueFold:
 
     def __init__(self, reader: FactReader) -> None:
         self._reader = reader
-        self._decided: dict[str, training_pb2.Decided] = {}
-        self._decided_ms: dict[str, int] = {}
+        self._decided: dict[str, _Decision] = {}
         self._children: defaultdict[str, list[str]] = defaultdict(list)
         self._confirmed: set[str] = set()
         self._delivered: dict[str, training_pb2.Fact] = {}
@@ -161,7 +178,8 @@ class DialogueFold:
         lesson = unrated = False
         for decision_id in touched:
             told = self._told.get(decision_id)
-            new = self._tell(decision_id, encode and told is None, counters)
+            # Of a decision that was not told before, this is the fact.
+            new = self._tell(decision_id, row.fact.decided if encode and told is None else None, counters)
             if new is None:
                 continue
             self._told[decision_id] = new
@@ -172,6 +190,9 @@ class DialogueFold:
             counters["rated_turns"] += _is_rated(new) - _is_rated(told)
             if told is None or not new.record.says_the_same(told.record):
                 records.append(new.record)
+            new.record = replace(
+                new.record, obs=None
+            )  # it is as large as all else that is kept of a dialogue
         records += self._last_states(touched, encode)
         self._wait_for(touched)
         return Change(row.seq, tuple(records), lesson, unrated, self._due_ms, _nonzero(counters))
@@ -207,19 +228,24 @@ class DialogueFold:
     def _apply_decided(
         self, decided: training_pb2.Decided, time_ms: int, counters: Counter[str]
     ) -> list[str]:
+        name, parent = decided.decision_id, decided.parent_id
         if decided.mode not in _LEARNED_MODES or not decided.recorded:
             counters["evaluated" if decided.recorded else "unrecorded"] += 1
-            self._unlearnable.add(decided.decision_id)
-        self._decided[decided.decision_id] = decided
-        self._decided_ms[decided.decision_id] = time_ms
-        touched = [decided.decision_id]
-        if decided.parent_id:
-            counters["forks"] += decided.decision_id in self._confirmed and self._has_met_child(
-                decided.parent_id
-            )
-            self._children[decided.parent_id].append(decided.decision_id)
-            touched += self._confirm(decided.parent_id, counters)
-        if decided.decision_id in self._ends:
+            self._unlearnable.add(name)
+        self._decided[name] = _Decision(
+            parent,
+            decided.index,
+            sys.intern(decided.action),
+            decided.allowed,
+            sys.intern(decided.domain_fingerprint),
+            time_ms,
+        )
+        touched = [name]
+        if parent:
+            counters["forks"] += name in self._confirmed and self._has_met_child(parent)
+            self._children[parent].append(name)
+            touched += self._confirm(parent, counters)
+        if name in self._ends:
             touched += self._ends
         return touched
 
@@ -237,14 +263,17 @@ class DialogueFold:
 
     # Telling
 
-    def _tell(self, decision_id: str, encode: bool, counters: Counter[str]) -> _Told | None:
+    def _tell(
+        self, decision_id: str, fact: training_pb2.Decided | None, counters: Counter[str]
+    ) -> _Told | None:
+        """`fact`: the observation is to be told too."""
         decided = self._decided.get(decision_id)
         if decided is None or decision_id in self._unlearnable:
             return None
         obs = None
-        if encode:
+        if fact is not None:
             try:
-                obs = self._reader.encode(decided.observation, decided.history)
+                obs = self._reader.encode(fact.observation, fact.history)
             except EncodingError:
                 counters["state_not_in_domain"] += 1
                 self._unlearnable.add(decision_id)
@@ -268,7 +297,7 @@ class DialogueFold:
         )
         return _Told(record, (live.reward, live.corrections), confirmed)
 
-    def _action(self, decision_id: str, decided: training_pb2.Decided, confirmed: bool) -> tuple[int, bool]:
+    def _action(self, decision_id: str, decided: _Decision, confirmed: bool) -> tuple[int, bool]:
         """The action that went out (-1: none), and whether it is the decided one."""
         fact = self._delivered.get(decision_id)
         if fact is not None and fact.delivered.how == training_pb2.Delivered.DROPPED:
@@ -286,16 +315,18 @@ class DialogueFold:
         return live.reward + domain.per_turn_scaled
 
     def _live_feedback(self, decision_id: str) -> _Live:
-        own = self._live(self._feedback[decision_id])
+        own = self._live(self._feedback.get(decision_id, ()))
         if self._reader.domain.gamma == 0 or decision_id != self._last_turn():
             return own
-        whole = self._live(self._feedback[""])
+        whole = self._live(self._feedback.get("", ()))
         if whole.reward is None:
             return own
         return _Live((own.reward or 0.0) + whole.reward, max(own.rated_ms, whole.rated_ms), own.corrections)
 
-    def _live(self, given: list[training_pb2.Feedback]) -> _Live:
+    def _live(self, given: Collection[training_pb2.Feedback]) -> _Live:
         """Per teacher the newest by the client's revision; across teachers the mean."""
+        if not given:
+            return _NOT_RATED
         rewards: dict[str, training_pb2.Feedback] = {}
         corrections: dict[str, training_pb2.Feedback] = {}
         for feedback in sorted(given, key=lambda f: (f.revision, f.feedback_id)):
@@ -320,13 +351,13 @@ class DialogueFold:
     def _successor(self, decision_id: str) -> str:
         """The first confirmed child; else the newest, unless the end came after it; else a last state."""
         children = sorted(
-            self._children.get(decision_id, ()), key=lambda child: (self._decided_ms[child], child)
+            self._children.get(decision_id, ()), key=lambda child: (self._decided[child].time_ms, child)
         )
         for child in children:
             if child in self._confirmed:
                 return child
         end = self._ends.get(decision_id)
-        if children and (end is None or self._decided_ms[children[-1]] >= end.time_ms):
+        if children and (end is None or self._decided[children[-1]].time_ms >= end.time_ms):
             return children[-1]
         return decision_id + _LAST if end is not None and _has_last_state(end.ended) else ""
 
@@ -345,7 +376,7 @@ class DialogueFold:
                 continue
             allowed = np.ones(len(self._reader.domain.action_ids), bool)
             record = TurnRecord(decision_id + _LAST, obs, allowed, action=-1, reward=None)
-            self._told[record.decision_id] = _Told(record)
+            self._told[record.decision_id] = _Told(replace(record, obs=None))
             records.append(record)
         return records if encode else []
 
@@ -361,7 +392,8 @@ class DialogueFold:
         """Moves the time from which this is learned on; never back: a later truth must not be overtaken."""
         wait_ms = int(self._reader.domain.rewards.wait_s * 1000)
         if wait_ms:
-            dues = (self._decided_ms.get(decision_id, 0) + wait_ms for decision_id in touched)
+            met = (self._decided[name].time_ms for name in touched if name in self._decided)
+            dues = (time_ms + wait_ms for time_ms in met)
             self._due_ms = max(self._due_ms, *dues, 0)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class TurnRecord:
     """The present truth about one decision: told again, whole, whenever it changes.
 
@@ -38,7 +38,7 @@ class TurnRecord:
         return _learned(self) == _learned(other)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Correction:
     """One teacher's live "you should have said `action`" on a decision."""
 

@@ -6,9 +6,10 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from turnwise_actor.policy import Exploration, Policy, PolicyVersion
+from turnwise_actor.policy import Exploration, Policy, PolicyVersion, policy_files
 
 _LATEST = "LATEST"
+_ASIDE = ".aside-"
 
 
 class VersionFolder:
@@ -23,7 +24,9 @@ class VersionFolder:
         self._keep = keep
         self.version = PolicyVersion(generation, 0)
         root.mkdir(parents=True, exist_ok=True)
-        self._files = deque(sorted(root.glob("*.safetensors"), key=_version_of))
+        for aside in root.glob(f"{_ASIDE}*"):  # of a process that was killed while it wrote
+            aside.unlink()
+        self._files = deque(policy_files(root).values())
 
     def begin(self, generation: int) -> None:
         """Numbers from 1 again, under a new generation."""
@@ -50,12 +53,7 @@ class VersionFolder:
         return path
 
 
-def _version_of(path: Path) -> tuple[int, int]:
-    generation, number = path.name.removesuffix(".safetensors").split(".")
-    return int(generation), int(number)
-
-
 def _replace(path: Path, data: bytes) -> None:
-    aside = path.with_name(f".{path.name}")
+    aside = path.with_name(f"{_ASIDE}{path.name}")
     aside.write_bytes(data)
     aside.replace(path)

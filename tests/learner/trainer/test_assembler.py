@@ -1,6 +1,7 @@
 """Facts in, turns out; what the tables of docs/semantics.md (test_semantics.py) do not say."""
 
 import itertools
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -46,6 +47,19 @@ def test_a_turn_rated_and_corrected_is_two_lessons_in_either_order() -> None:
             journal.feedback(name, dialogue_id=name, **{kind: -1 if kind == "reward" else "ask"})
     _, changes = assemble(journal)
     assert [change.lesson for change in changes] == 2 * [False, True, True]
+
+
+def test_a_turn_kept_folded_costs_less_than_its_observation() -> None:
+    journal = Journal(make_domain())
+    for number in range(2000):
+        journal.decided(f"{number:032x}", f"{number - 1:032x}" if number else "")
+    assembler = Assembler(journal.domain, journal.dialogue, journal.domain_json)
+    tracemalloc.start()
+    for row in journal.rows:
+        assembler.assemble([row])
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held / 2000 < 1000
 
 
 def test_turns_and_rated_turns_are_counted_and_taken_back() -> None:

@@ -112,13 +112,13 @@ class Conversation:
                 self._take_all(message)
             else:
                 self._take(message)
-            if len(self._outbox) > self._config.max_in_flight:
-                # A client that does not read its replies is not read from.
-                await self._emptied.wait()
 
     async def _next_message(self) -> dialogue_pb2.ConverseRequest | None:
         """None: the client has ended its side. What cannot be read is answered at once, as nobody's."""
         while True:
+            if len(self._outbox) > self._config.max_in_flight:
+                # A client that does not read its replies is not read from.
+                await self._emptied.wait()
             try:
                 message = await self._read()
             except UnreadableError as error:

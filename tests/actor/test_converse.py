@@ -197,6 +197,27 @@ async def test_bytes_that_are_no_message_are_refused_as_nobodys_and_the_stream_g
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
+async def test_nonsense_whose_refusals_are_not_read_is_not_read_either(new_actor: ActorFactory) -> None:
+    actor, _ = await new_actor()
+    small_window = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65_536)]
+    async with grpc.aio.insecure_channel(actor.address, small_window) as channel:
+        deaf = channel.stream_stream("/turnwise.v1.Dialogue/Converse", None, pb.ConverseReply.FromString)()
+        sent = 0
+
+        async def shout() -> None:
+            nonlocal sent
+            while sent < 8 * MORE_THAN_BUFFERS_HOLD:
+                await deaf.write(b"\xff" * 1000)
+                sent += 1
+
+        shouting = asyncio.create_task(shout())
+        await standstill(lambda: sent)
+        assert not shouting.done(), "everything that was sent was taken in"
+        shouting.cancel()
+        await asyncio.gather(shouting, return_exceptions=True)
+        deaf.cancel()
+
+
 async def test_replies_come_in_order_of_completion(new_actor: ActorFactory, learner: LearnerEnd) -> None:
     actor, bot = await new_actor()
     stream = Stream(bot)

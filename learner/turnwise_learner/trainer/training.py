@@ -272,6 +272,7 @@ class Training:
 
     def _status(self) -> training_pb2.TrainerReport:
         algorithm, counters = self.algorithm, self.algorithm.env_runner.counters
+        told = {**counters, "amended_too_late": algorithm.replay.amended_too_late}
         updates, losses = algorithm.learner.updates, algorithm.learner.last_losses
         report = training_pb2.TrainerReport(
             journal_cursor=algorithm.env_runner.cursor,
@@ -292,7 +293,7 @@ class Training:
             skipped_batches=algorithm.learner.skipped_batches,
             exploration=_wire_exploration(self._exploration),
             counters={
-                **{k: count for k, count in counters.items() if count > 0 and k not in _NAMED_COUNTERS},
+                **{k: count for k, count in told.items() if count > 0 and k not in _NAMED_COUNTERS},
                 "held": algorithm.env_runner.held,
             },
             pid=os.getpid(),

@@ -101,8 +101,10 @@ def problems(status: training_pb2.LearnerStatus) -> list[str]:
     """What the operator should know, one line each."""
     found = []
     if not status.trainer_alive:
+        again = f"; started again {status.trainer_restarts} times" if status.trainer_restarts else ""
         found.append(
             "the trainer is away: facts are journaled and answers go on, nothing is learned meanwhile"
+            f"{again} (logs/trainer.log of the data folder tells why)"
         )
     if status.trainer.paused:
         found.append("learning is paused: `Resume` of the operator service goes on with it")

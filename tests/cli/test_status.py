@@ -71,7 +71,9 @@ def test_parts_that_are_away_are_told():
     status.actors.add(connected=True).report.unrecorded_turns = 7
     status.trainer.warnings.append("dialogue feedback is not learned at gamma 0")
     told = problems(status)
-    assert any("the trainer is away" in line for line in told)
+    assert any("the trainer is away" in line and "logs/trainer.log" in line for line in told)
+    status.trainer_restarts = 4
+    assert "started again 4 times" in problems(status)[0]
     assert "actor 10.0.0.1:50051 is away" in told
     assert any("7 turns that are not recorded" in line for line in told)
     assert "actor 10.0.0.1:50051 is away" in shown(status)

@@ -2,8 +2,8 @@
 
 The actor is the product's, as `turnwise up` starts it, with a learner behind it that learns meanwhile: tokens
 are opened and sealed, requests checked, 128 features go through a network of [256, 256] for 64 actions,
-decisions go to the journal. The echo answers bytes of the same sizes and does nothing else. All are measured in
-CPU-seconds of the server process, in turn, by the same 8 connections of 8 sessions each.
+decisions go to the journal. The echo answers bytes of the same sizes and does nothing else. All are measured
+in CPU-seconds of the server process, in turn, by the same 8 connections of 8 sessions each.
 
 `--short`: about two minutes.
 """

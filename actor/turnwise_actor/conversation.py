@@ -26,6 +26,7 @@ from turnwise_actor.errors import (
     Violation,
     told,
 )
+from turnwise_actor.parts import with_parts
 
 Done = Callable[[dialogue_pb2.ConverseReply], None]
 Answer = Callable[
@@ -45,7 +46,7 @@ class Conversation:
     def __init__(
         self,
         read: Callable[[], Awaitable[Any]],
-        write: Callable[[dialogue_pb2.ConverseReply], Awaitable[None]],
+        write: Callable[[dialogue_pb2.ConverseReply | bytes], Awaitable[None]],
         answer: Answer,
         config: StreamConfig,
     ) -> None:
@@ -197,14 +198,15 @@ class Conversation:
             while self._outbox:
                 await self._write(self._next_reply())
 
-    def _next_reply(self) -> dialogue_pb2.ConverseReply:
+    def _next_reply(self) -> dialogue_pb2.ConverseReply | bytes:
         """The oldest reply, with all those that are ready if the client coalesces, too."""
         reply = self._outbox.popleft()
-        if self._coalesces and self._outbox:
-            size = reply.ByteSize()
-            while self._outbox and (size := size + self._outbox[0].ByteSize()) <= MOST_BYTES:
-                reply.also.append(self._outbox.popleft())
-        return reply
+        if not self._coalesces or not self._outbox:
+            return reply
+        also, size = [], reply.ByteSize()
+        while self._outbox and (size := size + self._outbox[0].ByteSize()) <= MOST_BYTES:
+            also.append(self._outbox.popleft())
+        return with_parts(reply, dialogue_pb2.ConverseReply.ALSO_FIELD_NUMBER, also)
 
     def _too_many(self) -> OverloadError:
         return OverloadError(

@@ -108,10 +108,9 @@ class Dialogues:
             issued_ms=facts.now_ms(),
             mode=mode,
             user=request.user,
-            unsettled=[fact],
             domain_fingerprint=self._domain.fingerprint,
         )
-        token = self._tokens.seal(request.dialogue_id, state)
+        token = self._tokens.seal(request.dialogue_id, state, [fact])
         return dialogue_pb2.StartDialogueReply(
             dialogue_id=request.dialogue_id, token=token, domain=self._description
         )
@@ -269,11 +268,10 @@ class Dialogues:
             user=position.user,
             decision_id=turn.decision_id,
             history=history[-self._domain.state.history :] if self._domain.state.history else [],
-            unsettled=position.unsettled,
             domain_fingerprint=self._domain.fingerprint,
             unrecorded=position.unrecorded,
         )
-        return self._tokens.seal(position.dialogue_id, state)
+        return self._tokens.seal(position.dialogue_id, state, position.unsettled)
 
     # Decisions.
 

@@ -16,7 +16,7 @@ import os
 import secrets
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,10 +24,11 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from google.protobuf.message import DecodeError
 
-from turnwise.v1 import token_pb2
+from turnwise.v1 import token_pb2, training_pb2
 from turnwise_actor.access.files import Followed, write_secret
 from turnwise_actor.config import TokenConfig
 from turnwise_actor.errors import TokenError
+from turnwise_actor.parts import with_parts
 
 FORMAT = 1
 _HEAD = struct.Struct("<B4s12sB")
@@ -101,13 +102,16 @@ class Tokens:
         self._keys = keys
         self._domain_name = domain_name.encode()
 
-    def seal(self, dialogue_id: str, state: token_pb2.TokenState) -> bytes:
-        """Token for a dialogue id of at most 255 bytes."""
+    def seal(
+        self, dialogue_id: str, state: token_pb2.TokenState, unsettled: Sequence[training_pb2.Fact] = ()
+    ) -> bytes:
+        """Token for a dialogue id of at most 255 bytes, with these facts beside those of the state."""
         key = self._keys.active
         name = dialogue_id.encode()
         nonce = os.urandom(12)
         head = _HEAD.pack(FORMAT, key.head_id, nonce, len(name)) + name
-        return head + key.cipher.encrypt(nonce, state.SerializeToString(), head + self._domain_name)
+        plain = with_parts(state, token_pb2.TokenState.UNSETTLED_FIELD_NUMBER, unsettled)
+        return head + key.cipher.encrypt(nonce, plain, head + self._domain_name)
 
     def open(self, token: bytes) -> OpenedToken:
         """What a genuine token says; raises TokenError for any other."""

@@ -19,23 +19,22 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import grpc
 import grpc.aio
 
 from turnwise.v1 import training_pb2
-from turnwise.v1.training_pb2_grpc import TrainingStub
 from turnwise_actor.access.client_access import Link
 from turnwise_actor.config import UplinkConfig
+from turnwise_actor.parts import with_parts
 from turnwise_actor.spool import Spool, SpoolFullError
 
 if TYPE_CHECKING:
-    from turnwise.v1.training_pb2_grpc import TrainingAsyncStub
-
-    FactStream = grpc.aio.StreamStreamCall[training_pb2.FactBatch, training_pb2.Ack]
+    FactStream = grpc.aio.StreamStreamCall[bytes, training_pb2.Ack]
 
 _MAX_BATCH_BYTES = 1024 * 1024
+_APPEND = f"/{training_pb2.DESCRIPTOR.services_by_name['Training'].full_name}/AppendFacts"
 
 logger = logging.getLogger(__name__)
 
@@ -319,8 +318,8 @@ class Uplink:
         self._queue = deque(self._pending)
 
     async def _session(self) -> None:
-        stub = cast("TrainingAsyncStub", TrainingStub(self._link.channel()))
-        stream = _Stream(stub.AppendFacts(None, metadata=self._link.metadata()))
+        append = self._link.channel().stream_stream(_APPEND, None, training_pb2.Ack.FromString)
+        stream = _Stream(append(None, metadata=self._link.metadata()))
         tasks = [
             asyncio.create_task(work, name=name)
             for name, work in (
@@ -397,7 +396,7 @@ class Uplink:
         self, stream: _Stream, facts: list[training_pb2.Fact], segment: Path | None
     ) -> None:
         stream.sequence += 1
-        batch = training_pb2.FactBatch(sequence=stream.sequence, facts=facts)
+        batch = training_pb2.FactBatch(sequence=stream.sequence)
         now = time.monotonic()
         if self._report_now or now >= stream.report_due_at:
             batch.report.CopyFrom(self._report())
@@ -406,7 +405,7 @@ class Uplink:
         stream.sent_at = now
         stream.in_flight.append(_Batch(stream.sequence, [fact.key for fact in facts], now, segment))
         try:
-            await stream.call.write(batch)
+            await stream.call.write(with_parts(batch, training_pb2.FactBatch.FACTS_FIELD_NUMBER, facts))
         except asyncio.InvalidStateError as error:
             raise LearnerAwayError("the stream has ended") from error
 

@@ -12,6 +12,7 @@ import grpc.aio
 Context = grpc.aio.ServicerContext[Any, Any]
 Behaviour = Callable[[Any, Context], Any]
 Read = Callable[[bytes], Any]
+Write = Callable[[Any], bytes]
 
 
 def behaviour_of(handler: Any) -> Behaviour:
@@ -20,10 +21,10 @@ def behaviour_of(handler: Any) -> Behaviour:
     return found
 
 
-def rebuilt(handler: Any, behaviour: Behaviour, read: Read | None = None) -> Any:
-    """The same method with another behaviour, and with another way to read its requests if one is given."""
+def rebuilt(handler: Any, behaviour: Behaviour, read: Read | None = None, write: Write | None = None) -> Any:
+    """The same method with another behaviour, and other ways to read requests and write replies if given."""
     make = getattr(grpc, f"{_kind(handler)}_rpc_method_handler")
-    return make(behaviour, read or handler.request_deserializer, handler.response_serializer)
+    return make(behaviour, read or handler.request_deserializer, write or handler.response_serializer)
 
 
 async def drive(answering: Any, context: Context) -> None:

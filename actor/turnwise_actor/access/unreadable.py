@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import grpc.aio
 from google.protobuf.message import DecodeError
 
-from turnwise_actor.access.handlers import Behaviour, Context, Read, behaviour_of, drive, rebuilt
+from turnwise_actor.access.handlers import Behaviour, Context, Read, Write, behaviour_of, drive, rebuilt
 from turnwise_actor.errors import DETAILS_KEY, BadRequestError, Violation
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,8 @@ class UnreadableRequests(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         if method not in self._handlers:
             around = _stream if handler.response_streaming else _call
             read = _reader(handler.request_deserializer, method, handler.request_streaming)
-            self._handlers[method] = rebuilt(handler, around(behaviour_of(handler)), read)
+            write = _writer(handler.response_serializer)
+            self._handlers[method] = rebuilt(handler, around(behaviour_of(handler)), read, write)
         return self._handlers[method]
 
 
@@ -65,6 +66,15 @@ def _reader(deserialize: Read, method: str, raises: bool) -> Read:
         return error
 
     return read
+
+
+def _writer(serialize: Write) -> Write:
+    """Writes replies; one that is serialized already goes as it is."""
+
+    def write(reply: Any) -> bytes:
+        return reply if isinstance(reply, bytes) else serialize(reply)
+
+    return write
 
 
 def _call(behaviour: Behaviour) -> Behaviour:

@@ -132,6 +132,30 @@ async def test_requests_of_one_message_are_answered_in_one_message(new_actor: Ac
         assert told[number].turn.dialogue_id == f"d{number}"
 
 
+async def test_an_answer_does_not_depend_on_who_else_asks_at_the_moment(new_actor: ActorFactory) -> None:
+    _, bot = await new_actor()
+    stream = Stream(bot)
+    token = (await bot.start("d")).token
+    request = turn_of(token)
+    alone = (await stream.ask(act=request)).turn
+    message = pb.ConverseRequest(correlation_id=1, act=turn_of(token, allowed=["greet", "handoff"]))
+    message.also.extend(
+        pb.ConverseRequest(
+            correlation_id=number, act=turn_of(token, observation=pb.Observation(text=f"x {number}"))
+        )
+        for number in range(2, 20)
+    )
+    message.also.add(correlation_id=20, act=request)
+    await stream.write(message)
+    replies: list[pb.ConverseReply] = []
+    while len(replies) < 20:
+        reply = await stream.receive()
+        replies += [reply, *reply.also]
+    (together,) = (reply.turn for reply in replies if reply.correlation_id == 20)
+    together.token = alone.token
+    assert together == alone
+
+
 async def test_a_client_that_does_not_coalesce_gets_a_message_a_reply(new_actor: ActorFactory) -> None:
     _, bot = await new_actor()
     stream = Stream(bot)

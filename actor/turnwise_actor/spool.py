@@ -32,6 +32,8 @@ MAGIC = b"TWSPOOL1"
 _RECORD = struct.Struct("<II")
 _SUFFIX = ".facts"
 _RETRY_S = 1.0
+_COMPLAIN_S = 10.0
+"""A full disk refuses thousands of turns a second; one line in this time says so."""
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
@@ -64,6 +66,7 @@ class Spool:
         self._waiting: list[_Waiting] = []
         self._waiting_bytes = 0
         self._refused_at = -math.inf
+        self._complained_at = -math.inf
         self._flush: asyncio.Task[None] | None = None
         self._disk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="spool")
 
@@ -104,7 +107,9 @@ class Spool:
                 self._sizes[written] = size
                 failure = None
             except OSError as error:
-                logger.error("the spool %s takes nothing: %s", self.folder, error)
+                if time.monotonic() - self._complained_at > _COMPLAIN_S:
+                    logger.error("the spool %s takes nothing: %s", self.folder, error)
+                    self._complained_at = time.monotonic()
                 self._refused_at = time.monotonic()
                 failure = SpoolFullError(f"the spool {self.folder} cannot be written: {error.strerror}")
             self._waiting_bytes -= sum(len(each.records) for each in group)

@@ -209,7 +209,9 @@ async def test_bytes_that_are_no_message_are_refused_as_nobodys_and_the_stream_g
     _, bot = await new_actor()
     token = (await bot.start()).token
     good = pb.ConverseRequest(correlation_id=7, act=turn_of(token)).SerializeToString()
-    stream = bot.channel.stream_stream("/turnwise.v1.Dialogue/Converse", None, pb.ConverseReply.FromString)()
+    stream: Any = bot.channel.stream_stream(
+        "/turnwise.v1.Dialogue/Converse", None, pb.ConverseReply.FromString
+    )(None)
     for content in (good, b"\xff", good[:-1], good):
         await stream.write(content)
     await stream.done_writing()

@@ -94,11 +94,15 @@ async def test_a_stream_of_dialogues_answers_every_message_whatever_it_is(server
         good = [servers.good_turn(2**40 + number) for number in range(len(batch) // 8 + 1)]
         mixed = list(_mixed(batch, [Request.of(each.SerializeToString(), type(each)) for each in good]))
         replies = await _converse(servers, [request.content for request in mixed])
-        asked = Counter(request.message.correlation_id if request.message else 0 for request in mixed)
+        parts = [
+            part for request in mixed if request.message for part in (request.message, *request.message.also)
+        ]
+        asked = Counter(part.correlation_id for part in parts)
+        asked[0] += sum(request.message is None for request in mixed)
         assert Counter(reply.correlation_id for reply in replies) == asked
         own = {each.correlation_id for each in good}
         assert all(reply.turn.recorded for reply in replies if reply.correlation_id in own)
-        brief = {r.message.correlation_id for r in mixed if r.message and 0 < r.message.timeout_ms < 30_000}
+        brief = {part.correlation_id for part in parts if 0 < part.timeout_ms < 30_000}
         for reply in replies:
             if reply.HasField("status"):
                 also = {grpc.StatusCode.DEADLINE_EXCEEDED} if reply.correlation_id in brief else set()
@@ -228,7 +232,7 @@ async def _converse(servers: Servers, contents: list[bytes]) -> list[Any]:
     call: Any = servers.frontend.stream_stream(
         "/turnwise.v1.Dialogue/Converse", None, dialogue_pb2.ConverseReply.FromString
     )(iter(contents), timeout=TIMEOUT_S)
-    return [reply async for reply in call]
+    return [each async for reply in call for each in (reply, *reply.also)]
 
 
 async def _append(

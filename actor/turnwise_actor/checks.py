@@ -15,6 +15,7 @@ from turnwise_actor.policy.domain_file import did_you_mean
 MAX_ID_BYTES = 128
 MAX_REQUEST_ID_BYTES = 64
 MAX_TEXT_BYTES = 8_192
+MAX_REVISION = 2**63 - 1
 MAX_COMMENT_BYTES = 4_096
 _SHOWN_CHARACTERS = 40
 _SHOWN_NAMES = 20
@@ -60,6 +61,7 @@ class Checks:
             *_size("dialogue_id", request.dialogue_id, 1, MAX_ID_BYTES),
             *_decision_id(request.decision_id),
             *_size("feedback_id", request.feedback_id, 1, MAX_REQUEST_ID_BYTES),
+            *_revision(request.revision),
             *_size("teacher", request.teacher, 0, MAX_ID_BYTES),
             *_size("comment", request.comment, 0, MAX_COMMENT_BYTES),
             *self._kind(request),
@@ -69,6 +71,7 @@ class Checks:
     def end(self, request: dialogue_pb2.EndRequest) -> None:
         """The end of a dialogue."""
         violations = _size("request_id", request.request_id, 1, MAX_REQUEST_ID_BYTES)
+        violations += _revision(request.revision)
         if request.outcome not in (*TERMINATED, *TRUNCATED):
             wanted = f"{', '.join(TERMINATED)} (terminated) or {', '.join(TRUNCATED)} (truncated)"
             violations.append(Violation("outcome", _shown(request.outcome), wanted))
@@ -179,6 +182,12 @@ def _decision_id(decision_id: str) -> list[Violation]:
         return []
     wanted = "32 lower-case hex digits from Turn.decision_id, or nothing for the whole dialogue"
     return [Violation("decision_id", _shown(decision_id), wanted)]
+
+
+def _revision(revision: int) -> list[Violation]:
+    if revision <= MAX_REVISION:
+        return []
+    return [Violation("revision", str(revision), f"at most {MAX_REVISION}: milliseconds since the epoch")]
 
 
 def _size(field: str, text: str, least: int, most: int) -> list[Violation]:

@@ -203,6 +203,14 @@ async def test_only_frontends_and_teachers_may_talk(
     assert (await connect(actor, "ops").stub.DescribeDomain(pb.DescribeDomainRequest())).name == "shop"
 
 
+async def test_who_calls_is_asked_before_what_they_say_is_read(
+    new_actor: ActorFactory, credentials: Path
+) -> None:
+    _, nobody = await new_actor(access=ServerAccess(credentials=credentials))
+    call = nobody.channel.unary_unary("/turnwise.v1.Dialogue/Act", None, None)(b"\xff")
+    assert (await code_of(call))[0] == "UNAUTHENTICATED"
+
+
 async def test_a_refused_call_trains_nothing(
     new_actor: ActorFactory, connect: Connect, credentials: Path, learner: LearnerEnd
 ) -> None:

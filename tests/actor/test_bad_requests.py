@@ -126,6 +126,12 @@ async def test_a_start(
         ({"reward": 1.0, "teacher": "t" * 129}, "teacher", "129 bytes", "0 to 128 bytes"),
         ({"reward": 1.0, "comment": "c" * 4097}, "comment", "4097 bytes", "0 to 4096 bytes"),
         ({"reward": 1.0, "dialogue_id": ""}, "dialogue_id", "0 bytes", "1 to 128 bytes"),
+        (
+            {"reward": 1.0, "revision": 2**63},
+            "revision",
+            "9223372036854775808",
+            "at most 9223372036854775807",
+        ),
         ({}, "kind", "none", "one of reward, correction, retraction"),
     ],
 )
@@ -147,6 +153,7 @@ async def test_a_feedback(
         ({"last_state": seen(items="x")}, "last_state.slots[items]", "'x'", "a number"),
         ({"last_state": odd_features()}, "last_state.features", "5 bytes", "4 bytes each"),
         ({"request_id": ""}, "request_id", "0 bytes", "1 to 64 bytes"),
+        ({"revision": 2**64 - 1}, "revision", "18446744073709551615", "at most 9223372036854775807"),
     ],
 )
 async def test_an_end(
@@ -187,7 +194,7 @@ async def test_bytes_that_are_no_message(
     new_actor: ActorFactory, method: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     _, bot = await new_actor()
-    told = await refusal(bot.channel.unary_unary(f"/turnwise.v1.Dialogue/{method}")(b"\xff\xff"))
+    told = await refusal(bot.channel.unary_unary(f"/turnwise.v1.Dialogue/{method}", None, None)(b"\xff\xff"))
     check(told, "request", "2 bytes that are none", f"/turnwise.v1.Dialogue/{method} takes")
     assert not caplog.records
 
@@ -196,12 +203,11 @@ async def test_bytes_that_are_no_message_to_the_standard_services(
     new_actor: ActorFactory, caplog: pytest.LogCaptureFixture
 ) -> None:
     _, bot = await new_actor()
+    reflect = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
     for call in (
-        bot.channel.unary_unary("/grpc.health.v1.Health/Check")(b"\xff"),
-        bot.channel.unary_stream("/grpc.health.v1.Health/Watch")(b"\xff").read(),
-        bot.channel.stream_stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")(
-            iter([b"\xff"])
-        ).read(),
+        bot.channel.unary_unary("/grpc.health.v1.Health/Check", None, None)(b"\xff"),
+        bot.channel.unary_stream("/grpc.health.v1.Health/Watch", None, None)(b"\xff").read(),
+        bot.channel.stream_stream(reflect, None, None)(iter([b"\xff"])).read(),
     ):
         assert list((await refusal(call)).violations) == ["request"]
     assert not caplog.records

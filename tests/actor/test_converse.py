@@ -96,10 +96,12 @@ async def test_bad_requests_do_not_end_the_stream(new_actor: ActorFactory) -> No
 async def test_bytes_that_are_no_message_are_refused_as_nobodys_and_the_stream_goes_on(
     new_actor: ActorFactory, caplog: pytest.LogCaptureFixture
 ) -> None:
-    actor, bot = await new_actor()
+    _, bot = await new_actor()
     token = (await bot.start()).token
     good = pb.ConverseRequest(correlation_id=7, act=turn_of(token)).SerializeToString()
-    stream = bot.channel.stream_stream("/turnwise.v1.Dialogue/Converse", None, pb.ConverseReply.FromString)()
+    stream: Any = bot.channel.stream_stream(
+        "/turnwise.v1.Dialogue/Converse", None, pb.ConverseReply.FromString
+    )(None)
     for content in (good, b"\xff", good[:-1], good):
         await stream.write(content)
     await stream.done_writing()

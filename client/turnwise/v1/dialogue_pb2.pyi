@@ -311,7 +311,7 @@ class FeedbackRequest(google.protobuf.message.Message):
     """Chosen by the client, kept over retries. 1 to 64 bytes."""
     revision: builtins.int
     """Orders the feedback of one teacher on one decision: the highest counts, whenever it arrives.
-    Milliseconds since the epoch, made strictly increasing by the client; 0: the actor's clock.
+    Milliseconds since the epoch, made strictly increasing by the client; 0: the actor's clock. Below 2^63.
     """
     teacher: builtins.str
     """Empty: the dialogue's user."""

@@ -1,5 +1,6 @@
 """From facts on the wire to rows of the journal."""
 
+import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -8,6 +9,8 @@ from turnwise_learner.journal import KINDS
 
 MAX_KEY_BYTES = 256
 MAX_DIALOGUE_ID_BYTES = 128
+MAX_DECISION_ID_BYTES = 32
+MAX_REVISION = 2**63 - 1
 
 _PREFIXES = {"started": "s:", "decided": "d:", "delivered": "v:", "feedback": "f:", "ended": "e:"}
 
@@ -36,9 +39,24 @@ def refusal(fact: training_pb2.Fact) -> str | None:
     id_bytes = len(fact.dialogue_id.encode())
     if not 1 <= id_bytes <= MAX_DIALOGUE_ID_BYTES:
         return f"dialogue_id: got {id_bytes} bytes, wanted 1 to {MAX_DIALOGUE_ID_BYTES}"
-    if kind == "decided" and not fact.decided.decision_id:
-        return "decided.decision_id: got none, wanted the decision's id"
+    return _refusal_of_body(kind, fact)
+
+
+def _refusal_of_body(kind: str, fact: training_pb2.Fact) -> str | None:
+    """What the trainer could not keep: it would meet the fact again at every start."""
+    body = getattr(fact, kind)
+    if kind == "decided" and not _is_decision_id(body.decision_id):
+        got, wanted = len(body.decision_id.encode()), f"1 to {MAX_DECISION_ID_BYTES} of printable ASCII"
+        return f"decided.decision_id: got {got} bytes, wanted {wanted}"
+    if kind in ("feedback", "delivered") and body.revision > MAX_REVISION:
+        return f"{kind}.revision: got {body.revision}, wanted at most {MAX_REVISION}"
+    if kind == "feedback" and not math.isfinite(body.reward):
+        return f"feedback.reward: got {body.reward}, wanted a finite number"
     return None
+
+
+def _is_decision_id(text: str) -> bool:
+    return 1 <= len(text) <= MAX_DECISION_ID_BYTES and text.isascii() and text.isprintable()
 
 
 def to_rows(

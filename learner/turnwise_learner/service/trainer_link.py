@@ -26,6 +26,11 @@ log = logging.getLogger(__name__)
 
 TRAINER_AWAY = "the trainer is away: try again when it has started"
 
+_LARGEST = 2**63 - 1
+"""SQLite's largest number."""
+_LAST_MESSAGE_S = 1.0
+"""Time for the message that is being sent when a stream ends."""
+
 _STATUS_CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -40,6 +45,7 @@ class _Session:
         self.told = 0
         self.wake = asyncio.Event()
         self.superseded = asyncio.Event()
+        self.closed = False
         self.answers: dict[int, asyncio.Future[training_pb2.CommandDone]] = {}
 
     def send(self, command: training_pb2.TrainerCommand) -> None:
@@ -48,6 +54,11 @@ class _Session:
 
     def journal_grew(self, cursor: int) -> None:
         self.cursor = cursor
+        self.wake.set()
+
+    def close(self) -> None:
+        """Nothing more is to be sent."""
+        self.closed = True
         self.wake.set()
 
     def fail(self, error: RefusedError) -> None:
@@ -196,9 +207,17 @@ class TrainerLink:
         version = PolicyVersion(published.version.generation, published.version.number)
         if Path(published.file).name != published.file or not published.file:
             raise invalid("published.file", repr(published.file), "a file's name in the policies folder")
+        newest = await self._journal.submit(versions.newest_generation)
+        if version.generation > newest:
+            raise invalid("published.version", version, f"a generation that has begun, {newest} at most")
+        for name in ("learned_through", "updates"):
+            if getattr(published, name) > _LARGEST:
+                raise invalid(f"published.{name}", getattr(published, name), f"at most {_LARGEST}")
+        if version.number > _LARGEST:
+            raise invalid("published.version", version, f"a number of at most {_LARGEST}")
         try:
             data = await asyncio.to_thread((self._policies / published.file).read_bytes)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a NUL in the name is a ValueError
             log.error("policy %s is not broadcast: %s", version, error)
             return
         if not self._broadcast.put(PolicyOnAir.of(version, published.learned_through, data)):
@@ -250,6 +269,9 @@ class TrainerServicer(training_pb2_grpc.TrainerServicer):
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            session.close()
+            # The status cannot be sent beside another message: the one on its way goes first.
+            await asyncio.wait((sending,), timeout=_LAST_MESSAGE_S)
             for task in tasks:
                 task.cancel()
         if superseded in done:
@@ -262,11 +284,11 @@ class TrainerServicer(training_pb2_grpc.TrainerServicer):
             await self._link.take(session, message)
 
     async def _send(self, call: Context, session: _Session) -> None:
-        while True:
+        while not session.closed:
             await session.wake.wait()
             session.wake.clear()
-            while session.commands:
+            while session.commands and not session.closed:
                 await call.write(session.commands.popleft())
-            if session.cursor > session.told:
+            if session.cursor > session.told and not session.closed:
                 session.told = session.cursor
                 await call.write(training_pb2.TrainerCommand(journal_cursor=session.told))

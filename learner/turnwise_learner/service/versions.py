@@ -37,6 +37,11 @@ def begin_generation(connection: sqlite3.Connection, cause: str, above: int) -> 
     return generation
 
 
+def newest_generation(connection: sqlite3.Connection) -> int:
+    """The generation that was begun last; 0 before the first."""
+    return int(connection.execute("SELECT coalesce(max(generation), 0) FROM generations").fetchone()[0])
+
+
 def trainer_generation(connection: sqlite3.Connection) -> int:
     """The generation that the newest trainer process began with; 0 before the first."""
     query = "SELECT coalesce(max(generation), 0) FROM generations WHERE cause != 'rollback'"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from turnwise.v1 import dialogue_pb2, training_pb2
-from turnwise_actor.policy import Domain, Encoder, EncodingError, RawObservation
+from turnwise_actor.policy import Domain, Encoder, EncodingError, FieldViolation, RawObservation
 from turnwise_learner.journal import Row
 from turnwise_learner.trainer.turns import Change, Correction, TurnRecord
 
@@ -107,7 +107,14 @@ class FactReader:
 
 
 def raw_observation(observation: dialogue_pb2.Observation) -> RawObservation:
-    """The wire's observation as the encoder wants it."""
+    """The wire's observation as the encoder wants it.
+
+    Raises:
+        EncodingError: Its features are no float32s.
+    """
+    if len(observation.features) % 4:
+        got = f"{len(observation.features)} bytes"
+        raise EncodingError([FieldViolation("observation.features", got, "4 bytes each")])
     slots: dict[str, str | float | bool] = {}
     for slot in observation.slots:
         value = slot.WhichOneof("value")

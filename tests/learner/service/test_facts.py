@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from turnwise.v1 import training_pb2
@@ -21,6 +23,11 @@ def fact(key="s:a", dialogue_id="a", **kind):
         (fact(dialogue_id=""), "dialogue_id: got 0 bytes"),
         (fact(dialogue_id="é" * 65), "dialogue_id: got 130 bytes"),
         (fact(key="d:1", decided=training_pb2.Decided()), "decided.decision_id"),
+        (fact(key="d:1", decided=training_pb2.Decided(decision_id="d" * 33)), "got 33 bytes"),
+        (fact(key="d:1", decided=training_pb2.Decided(decision_id="d\0")), "printable ASCII"),
+        (fact(key="f:1", feedback=training_pb2.Feedback(revision=2**63)), "feedback.revision"),
+        (fact(key="v:1", delivered=training_pb2.Delivered(revision=2**63)), "delivered.revision"),
+        (fact(key="f:1", feedback=training_pb2.Feedback(reward=math.nan)), "feedback.reward: got nan"),
     ],
 )
 def test_a_malformed_fact_is_refused_with_the_field_and_what_is_wanted(malformed, reason):

@@ -1,3 +1,4 @@
+import contextlib
 import sqlite3
 from typing import Any
 
@@ -148,3 +149,42 @@ async def test_a_new_generation_is_above_every_policy_in_the_folder(config, poli
     (config.policies / "7.3.safetensors").write_bytes(policy_of(7, 3).to_bytes())
     async with running(config) as service, attach(service) as trainer:
         assert trainer.welcome.generation == 8
+
+
+async def test_bytes_that_are_no_message_end_the_stream_even_while_something_is_being_sent(
+    service, config, caplog
+):
+    hello = training_pb2.TrainerHello(journal_id=service.journal.journal_id, cause="start")
+    first = training_pb2.TrainerMessage(hello=hello).SerializeToString()
+    token = ClientAccess(token_file=config.data / LOCAL_TOKEN).metadata()
+    async with grpc.aio.insecure_channel(service.local_address) as channel:
+        for _ in range(50):
+            call: Any = channel.stream_stream("/turnwise.v1.Trainer/Attach", None, None)(
+                None, metadata=token, timeout=5
+            )
+            await call.write(first)
+            await call.write(b"\xff")
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                [_ async for _ in call]
+            assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"version": {"generation": 2**32 - 1, "number": 1}},
+        {"version": {"generation": 1, "number": 2**63}},
+        {"version": {"generation": 1, "number": 1}, "learned_through": 2**63},
+        {"version": {"generation": 1, "number": 1}, "updates": 2**64 - 1},
+    ],
+)
+async def test_a_version_that_cannot_be_is_refused_and_the_next_trainer_begins(
+    service, attach, eventually, wrong
+):
+    async with attach(service) as trainer:
+        await trainer.say(published=training_pb2.PolicyPublished(file="1.1.safetensors", **wrong))
+        await eventually(lambda: trainer.code is not None)
+        assert trainer.code is grpc.StatusCode.INVALID_ARGUMENT
+    async with attach(service) as trainer:
+        assert trainer.welcome.generation == 2

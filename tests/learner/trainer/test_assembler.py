@@ -72,6 +72,16 @@ def test_a_second_confirmed_child_is_a_fork() -> None:
     assert turns["c"].reward == 1.0
 
 
+def test_a_turn_whose_features_are_no_float32_is_counted_and_not_learned() -> None:
+    journal = Journal(make_domain())
+    row = journal.decided("a")
+    row.fact.decided.observation.features = b"12345"
+    journal.feedback("a", reward=1)
+    turns, changes = assemble(journal)
+    assert not turns
+    assert sum(change.counters.get("state_not_in_domain", 0) for change in changes) == 1
+
+
 def test_a_turn_waits_for_its_window() -> None:
     journal = Journal(make_domain(wait_s=10))
     journal.decided("a", time_ms=5_000)

@@ -307,10 +307,12 @@ def report_of(chaos: Chaos, found: Account, began: float) -> Report:
         "left_out": [] if chaos.small_disk else ["fill_the_disk: no tmpfs can be mounted here"],
         "dialogues": log.dialogues,
         "turns": len(log.turns),
+        "unrecorded_turns": len(found.unrecorded),
         "acknowledged_feedback": len(log.ratings),
         "acknowledged_by_spool": log.spooled,
         "errors_met": dict(log.errors),
         "answer_ms": quantiles([1000 * (b - a) for a, b in log.answers]),
+        "examples": {name: of[:5] for name, of in vars(found).items() if of},
         "failures": chaos.failures,
         "seconds": time.monotonic() - began,
     }

@@ -41,6 +41,8 @@ class ClientLog:
     """Decision -> dialogue, of dialogues whose end was acknowledged: all their turns are confirmed."""
     ratings: dict[str, float] = field(default_factory=dict)
     """Decision -> reward, of acknowledged feedback."""
+    attempts: Counter[str] = field(default_factory=Counter)
+    """Decision -> how often it was rated: again after an error, each time as feedback of its own."""
     dialogues: int = 0
     """Dialogues whose end was acknowledged."""
     spooled: int = 0
@@ -99,7 +101,7 @@ class Frontends:
             await self._pause(chance)
             if chance.random() < self.habits.rated:
                 reward = chance.choice((-1.0, 1.0))
-                receipt = await self._until_done(partial(turn.reward, reward))
+                receipt = await self._until_done(partial(self._rate, turn, reward))
                 self.log.ratings[turn.decision_id] = reward
                 self.log.spooled += receipt.settled == "SPOOLED"
             if self._stopping.is_set():
@@ -108,6 +110,10 @@ class Frontends:
         self.open -= 1
         self.log.dialogues += 1
         self.log.turns |= {turn.decision_id: talk.id for turn in turns}
+
+    async def _rate(self, turn: turnwise.AsyncTurn, reward: float) -> turnwise.Receipt:
+        self.log.attempts[turn.decision_id] += 1
+        return await turn.reward(reward)
 
     async def _turn(self, talk: turnwise.AsyncDialogue, chance: random.Random) -> turnwise.AsyncTurn:
         began = time.monotonic()

@@ -28,6 +28,8 @@ class Account:
     lost_feedback: list[str]
     lost_turns: list[str]
     doubled: list[str]
+    unrecorded: list[str]
+    """Turns that the journal names as answered with `recorded=false`: neither memory nor disk took them."""
 
 
 def account(log: ClientLog, rows: Iterable[Row]) -> Account:
@@ -35,7 +37,9 @@ def account(log: ClientLog, rows: Iterable[Row]) -> Account:
     decided: Counter[str] = Counter()
     rated: dict[str, list[float]] = {}
     children: dict[tuple[str, str], set[str]] = {}
+    unrecorded: set[str] = set()
     for row in rows:
+        unrecorded.update(row.fact.unrecorded)
         kind = row.fact.WhichOneof("kind")
         if kind == "decided":
             fact = row.fact.decided
@@ -45,13 +49,15 @@ def account(log: ClientLog, rows: Iterable[Row]) -> Account:
         elif kind == "feedback" and row.fact.feedback.HasField("reward"):
             rated.setdefault(row.fact.feedback.decision_id, []).append(row.fact.feedback.reward)
     doubled = [decision for decision, count in decided.items() if count > 1]
-    doubled += [decision for decision in log.ratings if len(rated.get(decision, [])) > 1]
+    doubled += [each for each in log.ratings if len(rated.get(each, [])) > log.attempts[each]]
     doubled += [f"{parent} in {dialogue}" for (dialogue, parent), of in children.items() if len(of) > 1]
     wrong = [
         decision for decision, reward in log.ratings.items() if rated.get(decision, [reward])[0] != reward
     ]
     lost = [decision for decision in log.ratings if decision not in rated]
-    return Account(lost + wrong, [turn for turn in log.turns if not decided[turn]], doubled)
+    missing = [turn for turn in log.turns if not decided[turn]]
+    named = [turn for turn in missing if turn in unrecorded]
+    return Account(lost + wrong, [turn for turn in missing if turn not in unrecorded], doubled, named)
 
 
 def journal_rows(data: Path) -> Iterator[Row]:
@@ -68,8 +74,12 @@ def ledger(data: Path) -> tuple[int, str]:
 
 
 async def learned(learner: str, log: ClientLog) -> str:
-    """Waits until the trainer has met every rating; what is wrong otherwise."""
-    return await until_nothing_is_missing(partial(_unlearned, learner, log))
+    """Waits until the trainer has met every rating, for as long as it gets on; what is wrong otherwise."""
+    missing, before = "?", ""
+    while missing and missing != before:
+        before = missing
+        missing = await until_nothing_is_missing(partial(_unlearned, learner, log))
+    return missing
 
 
 def _unlearned(learner: str, log: ClientLog) -> str:

@@ -227,7 +227,9 @@ async def test_nonsense_whose_refusals_are_not_read_is_not_read_either(new_actor
     actor, _ = await new_actor()
     small_window = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65_536)]
     async with grpc.aio.insecure_channel(actor.address, small_window) as channel:
-        deaf = channel.stream_stream("/turnwise.v1.Dialogue/Converse", None, pb.ConverseReply.FromString)()
+        deaf = channel.stream_stream("/turnwise.v1.Dialogue/Converse", None, pb.ConverseReply.FromString)(
+            None
+        )
         sent = 0
 
         async def shout() -> None:

@@ -33,6 +33,7 @@ class Servers:
         self.actor = actor.address
         self.frontend = grpc.aio.insecure_channel(actor.address)
         self.operator = grpc.aio.insecure_channel(service.address)
+        self.local_address = service.local_address
         self.local = grpc.aio.insecure_channel(service.local_address)
         self.token = local_token
         hello = training_pb2.TrainerHello(pid=1, cause="start", journal_id=service.journal.journal_id)

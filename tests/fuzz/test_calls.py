@@ -93,10 +93,8 @@ async def test_a_stream_of_dialogues_answers_every_message_whatever_it_is(server
         await servers.renew()
         good = [servers.good_turn(2**40 + number) for number in range(len(batch) // 8 + 1)]
         mixed = list(_mixed(batch, [Request.of(each.SerializeToString(), type(each)) for each in good]))
+        parts = [part for each in mixed if each.message for part in (each.message, *each.message.also)]
         replies = await _converse(servers, [request.content for request in mixed])
-        parts = [
-            part for request in mixed if request.message for part in (request.message, *request.message.also)
-        ]
         asked = Counter(part.correlation_id for part in parts)
         asked[0] += sum(request.message is None for request in mixed)
         assert Counter(reply.correlation_id for reply in replies) == asked
@@ -138,14 +136,12 @@ async def test_after_all_that_a_turn_is_answered_and_journaled(servers: Servers)
 
 async def test_a_wild_trainer_is_told_what_is_wrong(servers: Servers) -> None:
     """Last: a trainer that attaches takes the place of the one that answers operators."""
-    statuses = DOCUMENTED | {grpc.StatusCode.ABORTED}
-    for batch in _batches("Attach", servers, "TrainerMessage"):
-        while batch:
-            together, batch = batch[:4], batch[4:]
-            stream = iter([servers.hello.SerializeToString(), *(request.content for request in together)])
-            attach = servers.local.stream_stream("/turnwise.v1.Trainer/Attach", None, None)
-            status, _ = await _ended(attach(stream, metadata=servers.token, timeout=TIMEOUT_S))
-            assert status in statuses, [request.content.hex() for request in together]
+    with grpc.insecure_channel(servers.local_address) as channel:
+        for batch in _batches("Attach", servers, "TrainerMessage"):
+            for request in batch:
+                status = await asyncio.to_thread(_attach, channel, servers, request.content)
+                assert status in DOCUMENTED, request.content.hex()
+                assert status == INVALID or request.message is not None, request.content.hex()
 
 
 # Drawing
@@ -251,6 +247,17 @@ async def _append(
         async for ack in call:
             acks.append(ack)
     return acks, await call.code()
+
+
+def _attach(channel: grpc.Channel, servers: Servers, content: bytes) -> grpc.StatusCode:
+    """Says hello and something, from a thread: grpc.aio's client says INTERNAL if it sends at the end."""
+    attach = channel.stream_stream("/turnwise.v1.Trainer/Attach", None, None)
+    said = iter([servers.hello.SerializeToString(), content])
+    call: Any = attach(said, metadata=servers.token, timeout=TIMEOUT_S)
+    with contextlib.suppress(grpc.RpcError):
+        list(call)
+    status: grpc.StatusCode = call.code()
+    return status
 
 
 def _check_status(status: Any, wanted: set[grpc.StatusCode]) -> None:

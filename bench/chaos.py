@@ -308,6 +308,7 @@ def report_of(chaos: Chaos, found: Account, began: float) -> Report:
         "dialogues": log.dialogues,
         "turns": len(log.turns),
         "unrecorded_turns": len(found.unrecorded),
+        "left_in_spools": sum(file.stat().st_size for file in (chaos.data / "spool").glob("*/*.facts")),
         "acknowledged_feedback": len(log.ratings),
         "acknowledged_by_spool": log.spooled,
         "errors_met": dict(log.errors),

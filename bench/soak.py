@@ -265,7 +265,7 @@ def report_of(soak: Soak, found: Account) -> Report:
     kept_flat = [trends[name] for name in trends if name.startswith("actor") or name == "service"]
     answers = [b - a for a, b in log.answers if soak.measured_from <= b <= soak.measured_until]
     hours = (soak.measured_until - soak.measured_from) / 3600
-    lost = {name: len(of) for name, of in vars(found).items()}
+    lost = {name: len(getattr(found, name)) for name in ("lost_feedback", "lost_turns", "doubled")}
     figures = {
         "minutes": 60 * hours,
         "open": soak.plan.open,

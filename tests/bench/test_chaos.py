@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def rated(seq: int, decision: str, reward: float = 1.0) -> Row:
     return row(seq, feedback=training_pb2.Feedback(decision_id=decision, reward=reward))
 
 
-LOG = ClientLog(turns={"a": "d", "b": "d"}, ratings={"b": 1.0})
+LOG = ClientLog(turns={"a": "d", "b": "d"}, ratings={"b": 1.0}, attempts=Counter("b"))
 WHOLE = [decided(1, "a"), decided(2, "b", "a"), rated(3, "b")]
 
 
@@ -60,6 +61,19 @@ def test_a_rating_with_another_value_counts_as_lost() -> None:
 def test_a_fact_that_is_there_twice_is_found() -> None:
     assert account(LOG, [*WHOLE, decided(4, "a")]).doubled == ["a"]
     assert account(LOG, [*WHOLE, rated(4, "b")]).doubled == ["b"]
+
+
+def test_a_rating_that_was_given_again_after_an_error_is_no_double() -> None:
+    again = ClientLog(turns=LOG.turns, ratings=LOG.ratings, attempts=Counter("bb"))
+    assert account(again, [*WHOLE, rated(4, "b")]).doubled == []
+    assert account(again, [*WHOLE, rated(4, "b"), rated(5, "b")]).doubled == ["b"]
+
+
+def test_a_turn_that_the_journal_names_as_not_recorded_is_not_lost() -> None:
+    naming = row(2, ended=training_pb2.Ended(decision_id="a"))
+    naming.fact.unrecorded.append("b")
+    found = account(LOG, [WHOLE[0], naming, WHOLE[2]])
+    assert (found.lost_turns, found.unrecorded) == ([], ["b"])
 
 
 def test_two_confirmed_answers_to_one_turn_are_found() -> None:

@@ -101,6 +101,16 @@ def after(seconds: float) -> Until:
     return lambda turns: time.monotonic() >= end
 
 
+@asynccontextmanager
+async def connections(addresses: tuple[str, ...]) -> AsyncIterator[list[grpc.aio.Channel]]:
+    """Of the load, spread over the addresses; closed afterwards."""
+    channels = [grpc.aio.insecure_channel(addresses[i % len(addresses)], _ALONE) for i in range(CONNECTIONS)]
+    try:
+        yield channels
+    finally:
+        await asyncio.gather(*(channel.close() for channel in channels))
+
+
 async def begin(address: str, count: int) -> list[Session]:
     """Dialogues that have just begun."""
     async with grpc.aio.insecure_channel(address, _ALONE) as channel:
@@ -146,11 +156,8 @@ async def stream_turns(
         await call.done_writing()
 
     shares = [sessions[i::CONNECTIONS] for i in range(CONNECTIONS)]
-    channels = [grpc.aio.insecure_channel(addresses[i % len(addresses)], _ALONE) for i in range(CONNECTIONS)]
-    try:
+    async with connections(addresses) as channels:
         await asyncio.gather(*map(converse, channels, shares))
-    finally:
-        await asyncio.gather(*(channel.close() for channel in channels))
     return done
 
 
@@ -173,11 +180,8 @@ async def stream_echo(address: str, request: bytes, until: Until) -> int:
                 await call.write(request)
         await call.done_writing()
 
-    channels = [grpc.aio.insecure_channel(address, _ALONE) for _ in range(CONNECTIONS)]
-    try:
+    async with connections((address,)) as channels:
         await asyncio.gather(*map(converse, channels))
-    finally:
-        await asyncio.gather(*(channel.close() for channel in channels))
     return done
 
 
@@ -191,12 +195,9 @@ async def unary_turns(address: str, sessions: list[Session], until: Until) -> in
             session.token = (await stub.Act(session.request())).token
             done += 1
 
-    channels = [grpc.aio.insecure_channel(address, _ALONE) for _ in range(CONNECTIONS)]
-    stubs = [DialogueStub(channel) for channel in channels]
-    try:
+    async with connections((address,)) as channels:
+        stubs = [DialogueStub(channel) for channel in channels]
         await asyncio.gather(*(talk(stubs[i % CONNECTIONS], one) for i, one in enumerate(sessions)))
-    finally:
-        await asyncio.gather(*(channel.close() for channel in channels))
     return done
 
 
@@ -210,12 +211,9 @@ async def unary_echo(address: str, request: bytes, until: Until) -> int:
             await act(request)
             done += 1
 
-    channels = [grpc.aio.insecure_channel(address, _ALONE) for _ in range(CONNECTIONS)]
-    acts = [channel.unary_unary("/bench.Echo/Act") for channel in channels]
-    try:
+    async with connections((address,)) as channels:
+        acts = [channel.unary_unary("/bench.Echo/Act") for channel in channels]
         await asyncio.gather(*(call(acts[i % CONNECTIONS]) for i in range(CONNECTIONS * SESSIONS)))
-    finally:
-        await asyncio.gather(*(channel.close() for channel in channels))
     return done
 
 
@@ -360,21 +358,21 @@ def _words(bench: Bench) -> str:
 
 def _actor_figures(bench: Bench) -> dict[str, float]:
     seen = holding(bench.pids(1)[0], 0.0)
-    imports = []
-    for _ in range(COLD_STARTS):
-        began = time.monotonic()
-        subprocess.run([sys.executable, "-c", "import turnwise"], check=True)
-        imports.append(time.monotonic() - began)
-    bare = []
-    for _ in range(COLD_STARTS):
-        began = time.monotonic()
-        subprocess.run([sys.executable, "-c", "pass"], check=True)
-        bare.append(time.monotonic() - began)
     return {
         "rss_mb": seen.rss_bytes / 1e6 if seen else 0.0,
         "own_mb": seen.own_bytes / 1e6 if seen else 0.0,
-        "import_turnwise_s": statistics.median(imports) - statistics.median(bare),
+        "import_turnwise_s": _seconds_of("import turnwise") - _seconds_of("pass"),
     }
+
+
+def _seconds_of(code: str) -> float:
+    """Of a fresh interpreter that runs this; median of some."""
+    taken = []
+    for _ in range(COLD_STARTS):
+        began = time.monotonic()
+        subprocess.run([sys.executable, "-c", code], check=True)
+        taken.append(time.monotonic() - began)
+    return statistics.median(taken)
 
 
 def main() -> int:

@@ -9,7 +9,6 @@ cancelled; facts already made go on to the learner all the same.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
@@ -36,8 +35,6 @@ Answer = Callable[
 
 MOST_BYTES = 1 << 20
 """Of a message with several replies."""
-
-logger = logging.getLogger(__name__)
 
 
 class Conversation:

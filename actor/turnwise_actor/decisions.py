@@ -72,9 +72,9 @@ def say_for(domain: Domain, action: int, seed: bytes) -> str:
 
 
 def allowed_mask(domain: Domain, allowed: Sequence[str]) -> npt.NDArray[np.bool_]:
-    """<bool>[A] from known action ids; none named means all."""
+    """<bool>[A] from known action ids."""
     mask = np.zeros(len(domain.action_ids), dtype=np.bool_)
-    mask[[domain.action_index[name] for name in allowed] if allowed else slice(None)] = True
+    mask[[domain.action_index[name] for name in allowed]] = True
     return mask
 
 

@@ -129,12 +129,12 @@ class Dialogues:
 
     def ask(self, request: dialogue_pb2.ActRequest, turn: dialogue_pb2.Turn) -> AskedTurn:
         """Checks a request; `answer_soon` or, if it `needs_disk`, `answer_by_disk` then fills the turn."""
-        opened = self._open(request.token)
+        opened, unsettled = self._open(request.token)
         self._check_age(opened.state)
         raw = self._checks.act(request)
         if self._policies.current is None:
             raise UnavailableError("this actor has no policy yet", reason="NO_POLICY")
-        position = self._position(opened)
+        position = self._position(opened, unsettled)
         recorded = self._uplink.can_record
         needs_disk = recorded and not self._fits_token(position, request)
         return AskedTurn(request, turn, raw, position, opened.key.secret, recorded, needs_disk)
@@ -171,14 +171,13 @@ class Dialogues:
         self._checks.token(request.token, optional=True)
         user, unsettled, unrecorded = "", list[training_pb2.Fact](), list[str]()
         if request.token:
-            opened = self._open(request.token)
+            opened, unsettled = self._open(request.token)
             if not decisions.linked(opened.dialogue_id, request.dialogue_id):
                 raise TokenError(
                     f"token: got one of {opened.dialogue_id!r}; wanted one of {request.dialogue_id!r}",
                     reason="TOKEN_FOREIGN",
                 )
-            user = opened.state.user
-            unsettled, unrecorded = self._unsettled(opened.state), list(opened.state.unrecorded)
+            user, unrecorded = opened.state.user, list(opened.state.unrecorded)
         self._checks.feedback(request)
         new = facts.from_feedback(request, _teacher(request.teacher, user, caller))
         new[0].unrecorded.extend(unrecorded)
@@ -188,26 +187,24 @@ class Dialogues:
         self, request: dialogue_pb2.EndRequest, caller: Principal | None = None
     ) -> dialogue_pb2.Receipt:
         """Ends a dialogue; answers when that is settled."""
-        opened = self._open(request.token)
+        opened, unsettled = self._open(request.token)
         self._checks.end(request)
         state, dialogue_id = opened.state, opened.dialogue_id
         new = [facts.ended(request, dialogue_id, state.decision_id, self._history(state))]
         new[0].unrecorded.extend(state.unrecorded)
         if request.HasField("reward"):
             new.append(facts.dialogue_reward(request, dialogue_id, _teacher("", state.user, caller)))
-        return await self._settle([*self._unsettled(state), *new])
+        return await self._settle([*unsettled, *new])
 
     # Tokens.
 
-    def _open(self, token: bytes) -> OpenedToken:
-        """Opens a token and sends its unsettled facts on, whatever else is wrong with the request."""
+    def _open(self, token: bytes) -> tuple[OpenedToken, list[training_pb2.Fact]]:
+        """Opens a token and sends its unsettled facts on, whatever else is wrong with the request; both."""
         self._checks.token(token)
         opened = self._tokens.open(token)
-        self._uplink.add(self._unsettled(opened.state))
-        return opened
-
-    def _unsettled(self, state: token_pb2.TokenState) -> list[training_pb2.Fact]:
-        return [fact for fact in state.unsettled if not self._uplink.is_settled(fact.key)]
+        unsettled = [fact for fact in opened.state.unsettled if not self._uplink.is_settled(fact.key)]
+        self._uplink.add(unsettled)
+        return opened, unsettled
 
     def _check_age(self, state: token_pb2.TokenState) -> None:
         age_s = (facts.now_ms() - state.issued_ms) / 1000
@@ -220,7 +217,7 @@ class Dialogues:
             reason="TOKEN_EXPIRED",
         )
 
-    def _position(self, opened: OpenedToken) -> _Position:
+    def _position(self, opened: OpenedToken, unsettled: list[training_pb2.Fact]) -> _Position:
         """Where the dialogue stands; an idle one goes on as a new one, linked to it."""
         state = opened.state
         position = _Position(
@@ -230,7 +227,7 @@ class Dialogues:
             user=state.user,
             parent_id=state.decision_id,
             history=self._history(state),
-            unsettled=self._unsettled(state),
+            unsettled=unsettled,
             unrecorded=list(state.unrecorded),
         )
         if facts.now_ms() - state.issued_ms > 1000 * self._domain.dialogue.idle_timeout_s:

@@ -304,8 +304,9 @@ class Uplink:
     def _note_refusal(self, error: Exception) -> None:
         """Tells once that the learner does not let this actor in: that does not pass by itself."""
         denied = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
-        refused = isinstance(error, grpc.aio.AioRpcError) and error.code() in denied
-        reason = str(error.details()) if isinstance(error, grpc.aio.AioRpcError) and refused else ""
+        reason = ""
+        if isinstance(error, grpc.aio.AioRpcError) and error.code() in denied:
+            reason = str(error.details())
         if reason and reason != self._refusal:
             logger.error("the learner refuses this actor: %s", reason)
         self._refusal = reason

@@ -29,7 +29,10 @@ class UnreadableError(BadRequestError):
 
 
 class UnreadableRequests(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
-    """Answers them for every method of one server. Comes after a Guard, which asks first who calls."""
+    """Answers them for every method of one server. Comes after a Guard, which asks first who calls.
+
+    Replies that a servicer has serialized already go as they are.
+    """
 
     def __init__(self) -> None:
         self._handlers: dict[str, Any] = {}

@@ -210,7 +210,9 @@ class Chaos:
     async def _recovered(self, after: str) -> None:
         """All processes run, the trainer is attached, every actor is connected and holds nothing back."""
         if missing := await until_nothing_is_missing(self._missing):
-            self.failures.append(f"after {after}: still {missing} after {PATIENCE_S:.0f} s")
+            said = await asyncio.to_thread(last_words, self.data)
+            self.failures.append(f"after {after}: still {missing} after {PATIENCE_S:.0f} s; {said}")
+            say(self.failures[-1])
 
     def _missing(self) -> str:
         if any(pid is None or pid in self._dead for pid in self.up.pids().values()):
@@ -322,6 +324,18 @@ def report_of(chaos: Chaos, found: Account, began: float) -> Report:
     return Report("chaos", ratios, GOALS, figures, ok)
 
 
+def last_words(data: Path) -> str:
+    """Where every trainer of a data folder stands now, an orphan too, and the ends of the logs."""
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = process.read_bytes().split(b"\0")
+            if b"turnwise_learner.trainer" in words and bytes(data) in words:
+                os.kill(int(process.parent.name), signal.SIGUSR2)
+    time.sleep(1.0)
+    logs = (data / "logs" / f"{name}.log" for name in ("learner", "trainer"))
+    return "\n".join(f"{log.name} ends with\n{log.read_text(errors='replace')[-6000:]}" for log in logs)
+
+
 def _free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as held:
         sockets = [held.enter_context(socket.socket()) for _ in range(count)]
@@ -349,10 +363,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--short", action="store_true", help="about two minutes")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--keep", type=Path, help="new folder that the data is left in, to be looked through")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="turnwise-chaos-") as folder:
-        data = Path(folder) / "data"
-        data.mkdir()
+        data = (options.keep or Path(folder) / "data").absolute()
+        data.mkdir(parents=True)
         try:
             with small_spool(data) as small_disk:
                 plan = SHORT if options.short else FULL

@@ -4,12 +4,12 @@ import logging
 import signal
 import sys
 from pathlib import Path
-from types import FrameType
 
 import click
 
 from turnwise_actor.access.credentials import CREDENTIALS
 from turnwise_actor.access.server_access import AccessError, ServerAccess
+from turnwise_actor.signals import on_signals
 from turnwise_deploy.data_folder import DataFolderInUseError
 from turnwise_deploy.local import DeploymentError, LocalConfig, LocalDeployment
 
@@ -92,27 +92,23 @@ def command(
 def _serve(deployment: LocalDeployment) -> int:
     signals = 0
 
-    def on_signal(number: int, frame: FrameType | None) -> None:
+    def on_signal(number: int) -> None:
         nonlocal signals
+        if number == signal.SIGUSR1:
+            return deployment.request_restart()
         signals += 1
         if signals == 1:
             deployment.request_stop()
         else:
             deployment.kill()
 
-    previous = {number: signal.signal(number, on_signal) for number in _SIGNALS}
-    previous[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, lambda *_: deployment.request_restart())
-    try:
-        with deployment:
-            if deployment.ready:
-                click.echo(f"ready actors={','.join(deployment.actors)} learner={deployment.learner}")
-                sys.stdout.flush()
-                if sys.stderr.isatty():
-                    _say(f"talk to it: turnwise chat {' '.join(deployment.actors)}; Ctrl-C stops it")
-            deployment.wait()
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    with on_signals((*_SIGNALS, signal.SIGUSR1), on_signal), deployment:
+        if deployment.ready:
+            click.echo(f"ready actors={','.join(deployment.actors)} learner={deployment.learner}")
+            sys.stdout.flush()
+            if sys.stderr.isatty():
+                _say(f"talk to it: turnwise chat {' '.join(deployment.actors)}; Ctrl-C stops it")
+        deployment.wait()
     end = "killed" if signals > 1 else "stopped"
     _say(f"{end}; the data is in {deployment.folder.path}")
     return 1 if signals > 1 else 0

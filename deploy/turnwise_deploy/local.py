@@ -210,7 +210,7 @@ class LocalDeployment:
                     self.say(f"the actors are not restarted any further: {error}")
 
     def request_restart(self) -> None:
-        """Has `wait()` restart the actors and returns at once; safe in a signal handler."""
+        """Has `wait()` restart the actors and returns at once. Not for a signal handler: see `on_signals`."""
         self._restart_asked.set()
 
     def restart_actors(self) -> dict[str, int | None]:
@@ -238,7 +238,7 @@ class LocalDeployment:
         return codes
 
     def request_stop(self) -> None:
-        """Has the supervisor begin to stop and returns at once; safe in a signal handler."""
+        """Has the supervisor begin to stop, returns at once. Not for a signal handler: see `on_signals`."""
         self._stopping.set()
 
     def stop(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import faulthandler
 import fcntl
 import logging
 import os
@@ -13,28 +14,37 @@ import threading
 from pathlib import Path
 
 from turnwise_actor.policy import Domain, DomainError
+from turnwise_actor.signals import on_signals
 from turnwise_learner.trainer.checkpoints import CheckpointError
 from turnwise_learner.trainer.config import TrainerConfig
 
 logger = logging.getLogger("turnwise.trainer")
 
 _PR_SET_PDEATHSIG = 1
+_LONGEST_START_S, _LONGEST_END_S = 600.0, 90.0
+"""Beyond it the trainer writes its stacks to the log and ends: one that stands still keeps the next one out,
+and when its service is gone there is nobody else to end it."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Trains until SIGTERM, then saves a checkpoint. Exit code 0; 1: it could not start."""
+    """Trains until SIGTERM, then saves a checkpoint. Exit code 0; 1: it could not start.
+
+    SIGUSR2 has it write the stack of every thread to its log.
+    """
     config = parse(argv)
     logging.basicConfig(
         level=config.log_level.upper(),
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
+    faulthandler.register(signal.SIGUSR2)
     _die_with_parent(config.parent_pid)
     stop, wake = threading.Event(), threading.Event()
 
-    def ask_to_stop(*_: object) -> None:
+    def ask_to_stop(_: int) -> None:
         stop.set()
         wake.set()
+        faulthandler.dump_traceback_later(_LONGEST_END_S, exit=True)
 
     try:
         domain = Domain.load(config.domain)
@@ -42,11 +52,15 @@ def main(argv: list[str] | None = None) -> int:
             # Imported late: a bad domain is told at once, not after the seconds that torch and ray take.
             from turnwise_learner.trainer.training import Training, start_ray
 
+            faulthandler.dump_traceback_later(_LONGEST_START_S, exit=True)
             start_ray()
             # After Ray, which sets handlers of its own.
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, ask_to_stop)
-            Training(config, domain, stop, wake).run()
+            with on_signals((signal.SIGTERM, signal.SIGINT), ask_to_stop):
+                training = Training(config, domain, stop, wake)
+                faulthandler.cancel_dump_traceback_later()
+                if stop.is_set():
+                    ask_to_stop(signal.SIGTERM)  # what was cancelled may have been the end's
+                training.run()
     except (DomainError, CheckpointError, ConnectionRefusedError, TimeoutError, OSError, ValueError) as error:
         # A bare ValueError may be RLlib's word on a setting, or a fault of ours: then its place is wanted.
         logger.error("%s", error, exc_info=type(error) is ValueError)
@@ -84,7 +98,11 @@ class _only_one:
         self._file = path.open("w")
 
     def __enter__(self) -> None:
-        fcntl.flock(self._file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.info("waiting for the trainer before this one to end")
+            fcntl.flock(self._file, fcntl.LOCK_EX)
 
     def __exit__(self, *_: object) -> None:
         self._file.close()

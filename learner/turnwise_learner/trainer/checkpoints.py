@@ -60,8 +60,8 @@ class CheckpointFolder:
         self.root = root
         self._keep_last, self._keep_days = keep_last, keep_days
         root.mkdir(parents=True, exist_ok=True)
-        for aside in root.glob(f"{_ASIDE}*"):
-            shutil.rmtree(aside)
+        for aside in root.glob(f"{_ASIDE}*"):  # of a process that was killed while it wrote or removed
+            shutil.rmtree(aside) if aside.is_dir() else aside.unlink()
 
     def save(self, algorithm: Any, version: PolicyVersion, fingerprint: str, pin: bool = False) -> Checkpoint:
         """Saves the algorithm; one that is already saved as it is now is not written twice."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -117,11 +118,23 @@ def _new_loop() -> asyncio.AbstractEventLoop:
     return asyncio.new_event_loop()
 
 
+def _spare_the_collector() -> None:
+    """Cyclic garbage is rare here, and looking for it at Python's pace took a sixth of a busy actor's time.
+
+    What the start has made stays for good and is not looked through again; the rest a hundred times more
+    rarely. Turns are freed by their reference counts.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(70_000, 20, 20)
+
+
 async def _serve(actor: ActorServer) -> int:
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     await actor.start()
+    _spare_the_collector()
     await stopping.wait()
     return os.EX_OK if await actor.stop() else os.EX_TEMPFAIL
 

@@ -41,6 +41,10 @@ class BrokenTransferError(Exception):
     """Chunks that do not make up a policy file."""
 
 
+class FileElsewhereError(Exception):
+    """The file that the learner tells of is not on this machine, or no longer there."""
+
+
 class Policies:
     """The newest policy and a few before it. A turn takes `current` once, so a swap never splits a turn."""
 
@@ -71,7 +75,7 @@ class Policies:
         if self.current is not None and policy.version <= self.current.version:
             logger.info("policy %s is not newer than %s in force", policy.version, self.current.version)
             return False
-        _ = policy.network  # built now, not at the first turn
+        _ready(policy)
         self._kept.append(policy)
         logger.info("policy %s is in force, learned through %d", policy.version, policy.learned_through)
         for listener in self._listeners:
@@ -105,13 +109,19 @@ def load_policy(path: Path) -> Policy | None:
 
 
 class PolicyWatch:
-    """Follows the learner's policies into `Policies`; connects again for ever."""
+    """Follows the learner's policies into `Policies`; connects again for ever.
+
+    It asks for the policies' files first: on the learner's machine they are mapped, so that any number of actors
+    hold them once. Where the files are not found, they are sent.
+    """
 
     def __init__(self, link: Link, policies: Policies, fingerprint: str, actor: str) -> None:
         self._link = link
         self._policies = policies
         self._fingerprint = fingerprint
         self._actor = actor
+        self._map_file = True
+        self._has_mapped = False
 
     async def run(self) -> None:
         """Runs until cancelled."""
@@ -122,10 +132,16 @@ class PolicyWatch:
             try:
                 async for policy in receive_policies(call):
                     pause_s = _PAUSE_MIN_S
+                    self._has_mapped = self._map_file
                     self._install(policy)
                 logger.debug("the learner ended the stream of policies")
             except grpc.aio.AioRpcError as error:
                 logger.debug("no policies from the learner: %s", error.details())
+            except FileElsewhereError as error:
+                logger.debug("%s", error)
+                # One that was found before has only made room for newer ones.
+                self._map_file = self._has_mapped
+                pause_s = _PAUSE_MIN_S
             except (BrokenTransferError, PolicyFileError) as error:
                 logger.error("a policy from the learner cannot be read: %s", error)
             finally:
@@ -140,16 +156,21 @@ class PolicyWatch:
             logger.error("refused: %s", error)
 
     def _request(self) -> training_pb2.WatchPolicyRequest:
-        request = training_pb2.WatchPolicyRequest(domain_fingerprint=self._fingerprint, actor=self._actor)
+        request = training_pb2.WatchPolicyRequest(
+            domain_fingerprint=self._fingerprint, actor=self._actor, map_file=self._map_file
+        )
         if self._policies.current is not None:
             request.have.CopyFrom(version_message(self._policies.current.version))
         return request
 
 
 async def receive_policies(chunks: AsyncIterable[training_pb2.PolicyChunk]) -> AsyncIterator[Policy]:
-    """Each policy of a stream of chunks, read off the event loop."""
+    """Each policy of a stream of chunks, read and made ready off the event loop."""
     file = bytearray()
     async for chunk in chunks:
+        if chunk.HasField("file"):
+            yield await asyncio.to_thread(_mapped, chunk)
+            continue
         if chunk.offset == 0:
             file.clear()
         if chunk.offset != len(file) or not chunk.offset + len(chunk.data) <= chunk.total <= MAX_POLICY_BYTES:
@@ -159,8 +180,29 @@ async def receive_policies(chunks: AsyncIterable[training_pb2.PolicyChunk]) -> A
             )
         file += chunk.data
         if len(file) == chunk.total:
-            yield await asyncio.to_thread(Policy.from_bytes, bytes(file))
+            yield await asyncio.to_thread(_read, bytes(file))
             file.clear()
+
+
+def _read(file: bytes) -> Policy:
+    return _ready(Policy.from_bytes(file))
+
+
+def _mapped(notice: training_pb2.PolicyChunk) -> Policy:
+    told, path = notice.file, Path(notice.file.path)
+    try:
+        found = path.stat()
+        here = (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
+        if here != (told.device, told.inode, told.modified_ns, notice.total):
+            raise FileElsewhereError(f"{path} is another file here")
+        return _ready(Policy.mapped(path))
+    except OSError as error:
+        raise FileElsewhereError(f"the learner's file is not here: {error}") from error
+
+
+def _ready(policy: Policy) -> Policy:
+    _ = policy.network  # built now, and not on the event loop
+    return policy
 
 
 def version_message(version: PolicyVersion) -> dialogue_pb2.PolicyVersion:

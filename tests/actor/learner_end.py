@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -30,6 +31,12 @@ class LearnerEnd(TrainingServicer):
         self.answering = asyncio.Event()
         self.answering.set()
         self.port = 0
+        self.folder: Path | None = None
+        """Holds the policies as files, for actors that want to map them."""
+        self.elsewhere = False
+        """The files are not the ones that an actor finds at their paths."""
+        self.told_of_files = False
+        """What the newest subscriber was given."""
         self._policy: Policy | None = None
         self._published = asyncio.Condition()
         self._server: grpc.aio.Server | None = None
@@ -91,8 +98,29 @@ class LearnerEnd(TrainingServicer):
                     await self._published.wait()
                 policy = self._policy
             have = policy.version
+            self.told_of_files = request.map_file and self.folder is not None
+            if request.map_file and self.folder is not None:
+                notice = file_of(policy, self.folder)
+                notice.file.inode += self.elsewhere
+                yield notice
+                continue
             for chunk in chunks_of(policy):
                 yield chunk
+
+
+def file_of(policy: Policy, folder: Path) -> training_pb2.PolicyChunk:
+    """Writes the file and tells of it."""
+    path = folder / f"{policy.version}.safetensors"
+    path.write_bytes(policy.to_bytes())
+    found = path.stat()
+    return training_pb2.PolicyChunk(
+        version=version_message(policy.version),
+        learned_through=policy.learned_through,
+        total=found.st_size,
+        file=training_pb2.PolicyFile(
+            path=str(path), device=found.st_dev, inode=found.st_ino, modified_ns=found.st_mtime_ns
+        ),
+    )
 
 
 def chunks_of(policy: Policy) -> list[training_pb2.PolicyChunk]:

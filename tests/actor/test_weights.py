@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from turnwise.v1 import training_pb2
 from turnwise_actor.policy import Domain, Policy, PolicyFileError, PolicyVersion
 from turnwise_actor.weights import (
     BrokenTransferError,
+    FileElsewhereError,
     Policies,
     UnfitPolicyError,
     load_policy,
@@ -18,7 +21,7 @@ from turnwise_actor.weights import (
 )
 
 from .conftest import DOMAIN, ActorFactory, eventually, make_policy, version_in_force
-from .learner_end import LearnerEnd, chunks_of
+from .learner_end import LearnerEnd, chunks_of, file_of
 
 
 async def collect(chunks: list[training_pb2.PolicyChunk]) -> list[Policy]:
@@ -83,6 +86,67 @@ async def test_an_altered_file_is_not_believed(domain: Domain) -> None:
     chunks[-1].data = chunks[-1].data[:-1] + b"\x7f"
     with pytest.raises(PolicyFileError):
         await collect(chunks)
+
+
+async def test_a_file_of_this_machine_is_mapped_and_answers_alike(domain: Domain, tmp_path: Path) -> None:
+    policy = make_policy(domain)
+    (mapped,) = await collect([file_of(policy, tmp_path)])
+    (sent,) = await collect(chunks_of(policy))
+    assert (mapped.version, mapped.exploration, mapped.spec) == (sent.version, sent.exploration, sent.spec)
+    assert all((mapped.parameters[name] == sent.parameters[name]).all() for name in sent.parameters)
+    obs = np.random.default_rng(0).random((9, policy.spec.inputs), np.float32)
+    before = mapped.network.q_values(obs)
+    (tmp_path / f"{policy.version}.safetensors").unlink()
+    assert (mapped.network.q_values(obs) == before).all()
+    assert (before == sent.network.q_values(obs)).all()
+
+
+@pytest.mark.parametrize("number", ["device", "inode", "modified_ns"])
+async def test_a_file_of_another_machine_is_not_believed(domain: Domain, tmp_path: Path, number: str) -> None:
+    notice = file_of(make_policy(domain), tmp_path)
+    setattr(notice.file, number, getattr(notice.file, number) + 1)
+    with pytest.raises(FileElsewhereError, match="another file here"):
+        await collect([notice])
+
+
+async def test_a_file_that_is_not_there_or_has_another_size_is_not_believed(
+    domain: Domain, tmp_path: Path
+) -> None:
+    notice = file_of(make_policy(domain), tmp_path)
+    notice.total += 1
+    with pytest.raises(FileElsewhereError, match="another file here"):
+        await collect([notice])
+    (tmp_path / "1.1.safetensors").unlink()
+    with pytest.raises(FileElsewhereError, match="is not here"):
+        await collect([notice])
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+async def test_an_actor_maps_files_that_it_finds_and_is_sent_the_others(
+    new_actor: ActorFactory, learner: LearnerEnd, domain: Domain, tmp_path: Path, elsewhere: bool
+) -> None:
+    learner.folder, learner.elsewhere = tmp_path, elsewhere
+    actor, _ = await new_actor()
+    for version in ("1.2", "1.3"):
+        await learner.publish(make_policy(domain, version))
+        await eventually(lambda version=version: version_in_force(actor) == version)
+    assert learner.told_of_files is not elsewhere
+
+
+async def test_an_actor_that_came_too_late_for_a_file_maps_the_next(
+    new_actor: ActorFactory, learner: LearnerEnd, domain: Domain, tmp_path: Path
+) -> None:
+    learner.folder = tmp_path
+    actor, _ = await new_actor()
+    await learner.publish(make_policy(domain, "1.2"))
+    await eventually(lambda: version_in_force(actor) == "1.2")
+    learner.elsewhere = True  # as if it had been removed
+    await learner.publish(make_policy(domain, "1.3"))
+    await asyncio.sleep(0.2)
+    learner.elsewhere = False
+    await learner.publish(make_policy(domain, "1.4"))
+    await eventually(lambda: version_in_force(actor) == "1.4")
+    assert learner.told_of_files
 
 
 def test_the_newest_of_a_folder_is_loaded(domain: Domain, tmp_path: Path) -> None:

@@ -94,6 +94,7 @@ def policy_file(wild: Wild) -> bytes:
     """A damaged policy file is refused: its digest tells."""
     drawn = wild.damaged(POLICY) if wild.chance(0.9) else wild.binary()
     assert _read(PolicyFileError, lambda: Policy.from_bytes(drawn)) is None or drawn == POLICY
+    _read(PolicyFileError, lambda: _mapped(drawn))
     return drawn
 
 
@@ -118,7 +119,16 @@ def policy_header(wild: Wild) -> bytes:
         assert np.isfinite(policy.network.q_values(x)).all()
         policy.exploration.of("teach")
         assert Policy.from_bytes(policy.to_bytes()).version == policy.version
+    mapped = _read(PolicyFileError, lambda: _mapped(drawn))
+    assert policy is None or (mapped is not None and mapped.version == policy.version)
     return drawn
+
+
+def _mapped(drawn: bytes) -> Policy:
+    path = FOLDER / "mapped.safetensors"
+    path.unlink(missing_ok=True)
+    path.write_bytes(drawn)
+    return Policy.mapped(path)
 
 
 def spool(wild: Wild) -> bytes:

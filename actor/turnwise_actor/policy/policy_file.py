@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import math
+import mmap
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -190,6 +191,27 @@ class Policy:
         digest = about.pop("digest", None)
         if digest != _digest(about, tensors):
             raise PolicyFileError("policy file: the digest does not match: it was altered or damaged")
+        return cls._of(about, tensors)
+
+    @classmethod
+    def mapped(cls, path: Path) -> Policy:
+        """The policy of a file that this machine wrote: read in place, shared with all who map it.
+
+        Its digest is not looked at, which would mean to read all of it.
+
+        Raises:
+            OSError: it cannot be read.
+            PolicyFileError: it is cut short, or of another format; says which.
+        """
+        with path.open("rb") as file:
+            try:
+                data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            except ValueError as error:
+                raise PolicyFileError(f"policy file: {error}") from error
+        return cls._of(_read_about(data), _map_tensors(data))
+
+    @classmethod
+    def _of(cls, about: dict[str, Any], tensors: dict[str, Float32]) -> Policy:
         try:
             policy = cls(
                 version=PolicyVersion.parse(str(about["version"])),
@@ -247,11 +269,11 @@ def _digest(about: dict[str, Any], tensors: dict[str, Float32]) -> str:
     state = hashlib.blake2b(_canonical(about).encode(), digest_size=16)
     for name in sorted(tensors):
         state.update(_canonical([name, list(tensors[name].shape)]).encode("utf-8", "surrogatepass"))
-        state.update(tensors[name].tobytes())
+        state.update(tensors[name].reshape(-1).data)
     return state.hexdigest()
 
 
-def _read_about(data: bytes) -> dict[str, Any]:
+def _read_about(data: bytes | mmap.mmap) -> dict[str, Any]:
     """The "turnwise" metadata. The library hands out tensors only, so the header is read here."""
     length = int.from_bytes(data[:8], "little")
     if len(data) < 8 or length > len(data) - 8:
@@ -279,7 +301,25 @@ def _read_tensors(data: bytes) -> dict[str, Float32]:
 def _read_tensor(name: str, tensor: dict[str, Any]) -> Float32:
     if tensor["dtype"] != "F32":
         raise PolicyFileError(f"policy file: {name}: got {tensor['dtype']}; wanted F32")
-    return np.frombuffer(tensor["data"], "<f4").reshape(tensor["shape"]).astype(np.float32)
+    return np.frombuffer(tensor["data"], "<f4").reshape(tensor["shape"]).astype(np.float32, copy=False)
+
+
+def _map_tensors(data: mmap.mmap) -> dict[str, Float32]:
+    """Views of a file's parameters; the library only makes copies."""
+    start = 8 + int.from_bytes(data[:8], "little")
+    tensors = {}
+    try:
+        for name, tensor in json.loads(data[8:start]).items():
+            if name == "__metadata__":
+                continue
+            if tensor["dtype"] != "F32":
+                raise PolicyFileError(f"policy file: {name}: got {tensor['dtype']}; wanted F32")
+            begin, end = tensor["data_offsets"]
+            flat = np.frombuffer(data, "<f4", (end - begin) // 4, start + begin)
+            tensors[name] = flat.reshape(tensor["shape"])
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
+        raise PolicyFileError(f"policy file: no readable parameters: {error!r}") from error
+    return tensors
 
 
 def policy_files(folder: Path) -> dict[PolicyVersion, Path]:

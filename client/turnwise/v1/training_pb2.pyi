@@ -421,8 +421,13 @@ class WatchPolicyRequest(google.protobuf.message.Message):
     HAVE_FIELD_NUMBER: builtins.int
     DOMAIN_FINGERPRINT_FIELD_NUMBER: builtins.int
     ACTOR_FIELD_NUMBER: builtins.int
+    MAP_FILE_FIELD_NUMBER: builtins.int
     domain_fingerprint: builtins.str
     actor: builtins.str
+    map_file: builtins.bool
+    """The actor may see the learner's disk: it is told of each policy's file instead of being sent it. One that
+    does not find the file asks again without this.
+    """
     @property
     def have(self) -> turnwise.v1.dialogue_pb2.PolicyVersion: ...
     def __init__(
@@ -431,9 +436,10 @@ class WatchPolicyRequest(google.protobuf.message.Message):
         have: turnwise.v1.dialogue_pb2.PolicyVersion | None = ...,
         domain_fingerprint: builtins.str = ...,
         actor: builtins.str = ...,
+        map_file: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["have", b"have"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["actor", b"actor", "domain_fingerprint", b"domain_fingerprint", "have", b"have"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["actor", b"actor", "domain_fingerprint", b"domain_fingerprint", "have", b"have", "map_file", b"map_file"]) -> None: ...
 
 global___WatchPolicyRequest = WatchPolicyRequest
 
@@ -448,6 +454,7 @@ class PolicyChunk(google.protobuf.message.Message):
     OFFSET_FIELD_NUMBER: builtins.int
     TOTAL_FIELD_NUMBER: builtins.int
     DATA_FIELD_NUMBER: builtins.int
+    FILE_FIELD_NUMBER: builtins.int
     learned_through: builtins.int
     offset: builtins.int
     total: builtins.int
@@ -455,6 +462,10 @@ class PolicyChunk(google.protobuf.message.Message):
     data: builtins.bytes
     @property
     def version(self) -> turnwise.v1.dialogue_pb2.PolicyVersion: ...
+    @property
+    def file(self) -> global___PolicyFile:
+        """Instead of data, where that was asked for."""
+
     def __init__(
         self,
         *,
@@ -463,11 +474,38 @@ class PolicyChunk(google.protobuf.message.Message):
         offset: builtins.int = ...,
         total: builtins.int = ...,
         data: builtins.bytes = ...,
+        file: global___PolicyFile | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["version", b"version"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["data", b"data", "learned_through", b"learned_through", "offset", b"offset", "total", b"total", "version", b"version"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["file", b"file", "version", b"version"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["data", b"data", "file", b"file", "learned_through", b"learned_through", "offset", b"offset", "total", b"total", "version", b"version"]) -> None: ...
 
 global___PolicyChunk = PolicyChunk
+
+@typing.final
+class PolicyFile(google.protobuf.message.Message):
+    """A file on the learner's disk. A file elsewhere that bears the same name differs in one of the numbers."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: builtins.int
+    DEVICE_FIELD_NUMBER: builtins.int
+    INODE_FIELD_NUMBER: builtins.int
+    MODIFIED_NS_FIELD_NUMBER: builtins.int
+    path: builtins.str
+    device: builtins.int
+    inode: builtins.int
+    modified_ns: builtins.int
+    def __init__(
+        self,
+        *,
+        path: builtins.str = ...,
+        device: builtins.int = ...,
+        inode: builtins.int = ...,
+        modified_ns: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["device", b"device", "inode", b"inode", "modified_ns", b"modified_ns", "path", b"path"]) -> None: ...
+
+global___PolicyFile = PolicyFile
 
 @typing.final
 class GetStatusRequest(google.protobuf.message.Message):

@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
+import stat
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from turnwise.v1 import dialogue_pb2, training_pb2
@@ -14,29 +14,58 @@ log = logging.getLogger(__name__)
 CHUNK_BYTES = 1 << 20
 
 
-@dataclass(frozen=True)
 class PolicyOnAir:
-    """A policy file as it is sent."""
+    """A policy file that subscribers are told of, or sent.
 
-    version: PolicyVersion
-    learned_through: int
-    chunks: tuple[training_pb2.PolicyChunk, ...]
+    Args:
+        version: What it holds.
+        learned_through: Journal position whose lessons are in it.
+        path: The file, complete.
 
-    @classmethod
-    def of(cls, version: PolicyVersion, learned_through: int, data: bytes) -> "PolicyOnAir":
-        """Cuts a file into chunks."""
+    Raises on construction: OSError, ValueError: there is no such file.
+    """
+
+    def __init__(self, version: PolicyVersion, learned_through: int, path: Path) -> None:
+        self.version, self.learned_through = version, learned_through
+        self._path = path.absolute()
+        found = self._path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise FileNotFoundError(f"{path} is no regular file")
         wire = dialogue_pb2.PolicyVersion(generation=version.generation, number=version.number)
-        chunks = tuple(
-            training_pb2.PolicyChunk(
-                version=wire,
-                learned_through=learned_through,
-                offset=offset,
-                total=len(data),
-                data=data[offset : offset + CHUNK_BYTES],
-            )
-            for offset in range(0, len(data), CHUNK_BYTES)
+        self._head = training_pb2.PolicyChunk(
+            version=wire, learned_through=learned_through, total=found.st_size
         )
-        return cls(version, learned_through, chunks)
+        self.notice = training_pb2.PolicyChunk(
+            version=wire,
+            learned_through=learned_through,
+            total=found.st_size,
+            file=training_pb2.PolicyFile(
+                path=str(self._path),
+                device=found.st_dev,
+                inode=found.st_ino,
+                modified_ns=found.st_mtime_ns,
+            ),
+        )
+        """For those who see this disk."""
+        self._reading: asyncio.Task[tuple[training_pb2.PolicyChunk, ...]] | None = None
+
+    async def chunks(self) -> tuple[training_pb2.PolicyChunk, ...]:
+        """The file in pieces, read once for all who want it.
+
+        Raises:
+            OSError: It is gone: many newer ones have come since.
+        """
+        if self._reading is None:
+            self._reading = asyncio.create_task(asyncio.to_thread(self._cut))
+        return await asyncio.shield(self._reading)
+
+    def _cut(self) -> tuple[training_pb2.PolicyChunk, ...]:
+        data, chunks = self._path.read_bytes(), []
+        for offset in range(0, len(data), CHUNK_BYTES):
+            chunk = training_pb2.PolicyChunk(offset=offset, data=data[offset : offset + CHUNK_BYTES])
+            chunk.MergeFrom(self._head)
+            chunks.append(chunk)
+        return tuple(chunks)
 
 
 class Broadcast:

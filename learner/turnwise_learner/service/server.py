@@ -135,7 +135,7 @@ class Service:
         found = newest_policy(self._config.policies, self._domain.fingerprint)
         if found is not None:
             path, policy = found
-            self.broadcast.put(PolicyOnAir.of(policy.version, policy.learned_through, path.read_bytes()))
+            self.broadcast.put(PolicyOnAir(policy.version, policy.learned_through, path))
             version = dialogue_pb2.PolicyVersion(
                 generation=policy.version.generation, number=policy.version.number
             )

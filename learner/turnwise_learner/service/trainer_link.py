@@ -216,11 +216,11 @@ class TrainerLink:
         if version.number > _LARGEST:
             raise invalid("published.version", version, f"a number of at most {_LARGEST}")
         try:
-            data = await asyncio.to_thread((self._policies / published.file).read_bytes)
+            policy = PolicyOnAir(version, published.learned_through, self._policies / published.file)
         except (OSError, ValueError) as error:  # a NUL in the name is a ValueError
             log.error("policy %s is not broadcast: %s", version, error)
             return
-        if not self._broadcast.put(PolicyOnAir.of(version, published.learned_through, data)):
+        if not self._broadcast.put(policy):
             log.warning("policy %s is not broadcast: there is a newer one", version)
         await self._journal.submit(lambda c: versions.add_version(c, published))
         await self._record_checkpoint()

@@ -89,7 +89,15 @@ class TrainingServicer(training_pb2_grpc.TrainingServicer):
             if current is not None and have > current.version:
                 log.warning("actor %s has policy %s; here is %s", request.actor, have, current.version)
             async for policy in self._broadcast.newer_than(have):
-                for chunk in policy.chunks:
+                if request.map_file:
+                    await call.write(policy.notice)
+                    continue
+                try:
+                    chunks = await policy.chunks()
+                except OSError as error:
+                    log.warning("policy %s is not sent: %s", policy.version, error)
+                    continue
+                for chunk in chunks:
                     await call.write(chunk)
             raise unavailable(STOPPING)
 

@@ -115,19 +115,50 @@ async def watch(training, count: int, **request) -> list[bytes]:
     raise AssertionError("the stream ended")
 
 
-def on_air(generation: int, number: int, size: int = 10) -> PolicyOnAir:
-    return PolicyOnAir.of(PolicyVersion(generation, number), 0, number.to_bytes(2, "little") * (size // 2))
+@pytest.fixture
+def on_air(config):
+    """Makes policy files with an own content."""
+
+    def make(generation: int, number: int, size: int = 10) -> PolicyOnAir:
+        path = config.policies / f"{generation}.{number}.safetensors"
+        path.write_bytes(number.to_bytes(2, "little") * (size // 2))
+        return PolicyOnAir(PolicyVersion(generation, number), 0, path)
+
+    return make
 
 
-async def test_a_subscriber_gets_the_newest_policy_at_once_whole_and_in_pieces(training, service):
+async def test_a_subscriber_gets_the_newest_policy_at_once_whole_and_in_pieces(training, service, on_air):
     policy = on_air(1, 1, size=3 * CHUNK_BYTES + 10)
     service.broadcast.put(policy)
     (data,) = await watch(training, 1)
-    assert data == b"".join(chunk.data for chunk in policy.chunks)
-    assert len(policy.chunks) == 4
+    chunks = await policy.chunks()
+    assert data == b"".join(chunk.data for chunk in chunks)
+    assert len(chunks) == 4
 
 
-async def test_a_subscriber_that_has_the_newest_waits_for_a_newer_one(training, service):
+async def test_a_subscriber_on_the_same_disk_is_told_of_the_file(training, service, on_air, config):
+    service.broadcast.put(on_air(1, 1, size=3 * CHUNK_BYTES))
+    call = training.WatchPolicy(training_pb2.WatchPolicyRequest(map_file=True))
+    for number in (1, 2):
+        notice = await call.read()
+        path = config.policies / f"1.{number}.safetensors"
+        assert notice.file.path == str(path)
+        assert (notice.file.inode, notice.file.modified_ns) == (path.stat().st_ino, path.stat().st_mtime_ns)
+        assert (notice.total, notice.data) == (path.stat().st_size, b"")
+        service.broadcast.put(on_air(1, 2))
+    call.cancel()
+
+
+async def test_a_policy_whose_file_has_made_room_is_skipped(training, service, on_air, config):
+    service.broadcast.put(on_air(1, 1))
+    (config.policies / "1.1.safetensors").unlink()
+    watching = asyncio.create_task(watch(training, 1))
+    await asyncio.sleep(0.1)
+    service.broadcast.put(on_air(1, 2))
+    assert (await watching)[0].startswith(b"\x02\x00")
+
+
+async def test_a_subscriber_that_has_the_newest_waits_for_a_newer_one(training, service, on_air):
     service.broadcast.put(on_air(1, 5))
     have = dialogue_pb2.PolicyVersion(generation=1, number=5)
     watching = asyncio.create_task(watch(training, 1, have=have))
@@ -138,7 +169,7 @@ async def test_a_subscriber_that_has_the_newest_waits_for_a_newer_one(training, 
     assert (await watching)[0].startswith(b"\x01\x00")
 
 
-async def test_a_slow_subscriber_skips_the_versions_that_came_meanwhile(training, service):
+async def test_a_slow_subscriber_skips_the_versions_that_came_meanwhile(training, service, on_air):
     size = 8 * CHUNK_BYTES
     service.broadcast.put(on_air(1, 1, size))
     call = training.WatchPolicy(training_pb2.WatchPolicyRequest())
@@ -152,7 +183,7 @@ async def test_a_slow_subscriber_skips_the_versions_that_came_meanwhile(training
     call.cancel()
 
 
-async def test_every_subscriber_gets_every_new_policy_it_has_time_for(training, service):
+async def test_every_subscriber_gets_every_new_policy_it_has_time_for(training, service, on_air):
     watching = [asyncio.create_task(watch(training, 3)) for _ in range(8)]
     await asyncio.sleep(0.2)
     for number in (1, 2, 3):
@@ -183,4 +214,5 @@ async def test_a_service_that_starts_again_broadcasts_the_latest_file(config, po
         current = service.broadcast.current
         assert current is not None
         assert current.version == PolicyVersion(1, 10)
-        assert Policy.from_bytes(b"".join(chunk.data for chunk in current.chunks)).version == current.version
+        data = b"".join(chunk.data for chunk in await current.chunks())
+        assert Policy.from_bytes(data).version == current.version

@@ -111,8 +111,8 @@ def load_policy(path: Path) -> Policy | None:
 class PolicyWatch:
     """Follows the learner's policies into `Policies`; connects again for ever.
 
-    It asks for the policies' files first: on the learner's machine they are mapped, so that any number of actors
-    hold them once. Where the files are not found, they are sent.
+    It asks for the policies' files first: on the learner's machine they are mapped, so that any number of
+    actors hold them once. Where the files are not found, they are sent.
     """
 
     def __init__(self, link: Link, policies: Policies, fingerprint: str, actor: str) -> None:

@@ -75,7 +75,7 @@ class Policies:
         if self.current is not None and policy.version <= self.current.version:
             logger.info("policy %s is not newer than %s in force", policy.version, self.current.version)
             return False
-        _ready(policy)
+        _ = policy.network  # built by now, or now, but not at the first turn
         self._kept.append(policy)
         logger.info("policy %s is in force, learned through %d", policy.version, policy.learned_through)
         for listener in self._listeners:
@@ -115,12 +115,14 @@ class PolicyWatch:
     actors hold them once. Where the files are not found, they are sent.
     """
 
-    def __init__(self, link: Link, policies: Policies, fingerprint: str, actor: str) -> None:
+    def __init__(
+        self, link: Link, policies: Policies, fingerprint: str, actor: str, map_file: bool = True
+    ) -> None:
         self._link = link
         self._policies = policies
         self._fingerprint = fingerprint
         self._actor = actor
-        self._map_file = True
+        self._map_file = map_file
         self._has_mapped = False
 
     async def run(self) -> None:
@@ -180,12 +182,8 @@ async def receive_policies(chunks: AsyncIterable[training_pb2.PolicyChunk]) -> A
             )
         file += chunk.data
         if len(file) == chunk.total:
-            yield await asyncio.to_thread(_read, bytes(file))
+            yield await asyncio.to_thread(Policy.from_bytes, bytes(file))
             file.clear()
-
-
-def _read(file: bytes) -> Policy:
-    return _ready(Policy.from_bytes(file))
 
 
 def _mapped(notice: training_pb2.PolicyChunk) -> Policy:
@@ -195,14 +193,9 @@ def _mapped(notice: training_pb2.PolicyChunk) -> Policy:
         here = (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
         if here != (told.device, told.inode, told.modified_ns, notice.total):
             raise FileElsewhereError(f"{path} is another file here")
-        return _ready(Policy.mapped(path))
+        return Policy.mapped(path)
     except OSError as error:
         raise FileElsewhereError(f"the learner's file is not here: {error}") from error
-
-
-def _ready(policy: Policy) -> Policy:
-    _ = policy.network  # built now, and not on the event loop
-    return policy
 
 
 def version_message(version: PolicyVersion) -> dialogue_pb2.PolicyVersion:

@@ -74,32 +74,39 @@ class Network:
         return x.reshape(-1, self.spec.actions)[:batch]
 
 
+_SMALL = 1 << 20
+"""Weights of a layer below which a copy of them is cheaper than what it saves at every turn."""
+
+
 @dataclass(frozen=True)
 class _Layer:
     weight: Float32
     bias: Float32
     scale: Float32 | None
     shift: Float32 | None
+    centred: bool
+    """The mean over the units is taken out of weight and bias already."""
 
 
 def _layer(spec: NetworkSpec, i: int, parameters: Mapping[str, Float32]) -> _Layer:
-    weight, bias = parameters[f"hidden.{i}.weight"], parameters[f"hidden.{i}.bias"]
+    weight, bias = (np.ascontiguousarray(parameters[f"hidden.{i}.{part}"]) for part in ("weight", "bias"))
     if not spec.layer_norm:
-        return _Layer(np.ascontiguousarray(weight), np.ascontiguousarray(bias), None, None)
-    # A layer norm begins by subtracting the mean over the units, which is linear in W and b: done here once.
-    mean = weight.mean(axis=0, dtype=np.float64).astype(np.float32)
-    return _Layer(
-        np.ascontiguousarray(weight - mean),
-        np.ascontiguousarray(bias - bias.mean(dtype=np.float64).astype(np.float32)),
-        np.ascontiguousarray(parameters[f"norm.{i}.weight"]),
-        np.ascontiguousarray(parameters[f"norm.{i}.bias"]),
-    )
+        return _Layer(weight, bias, None, None, centred=False)
+    scale, shift = (np.ascontiguousarray(parameters[f"norm.{i}.{part}"]) for part in ("weight", "bias"))
+    # A layer norm begins by subtracting the mean over the units, which is linear in W and b: done here once,
+    # unless that would double memory that may be shared with other processes.
+    if centred := weight.size < _SMALL:
+        weight = weight - weight.mean(axis=0, dtype=np.float64).astype(np.float32)
+        bias = bias - bias.mean(dtype=np.float64).astype(np.float32)
+    return _Layer(weight, bias, scale, shift, centred)
 
 
 def _forward(layer: _Layer, x: Float32) -> Float32:
     y: Float32 = x @ layer.weight.T
     y += layer.bias
     if layer.scale is not None and layer.shift is not None:
+        if not layer.centred:
+            y -= y.mean(axis=-1, keepdims=True)
         variance = np.einsum("...h,...h->...", y, y)[..., None] / np.float32(y.shape[-1])
         y /= np.sqrt(variance + np.float32(LAYER_NORM_EPS))
         y *= layer.scale

@@ -222,7 +222,7 @@ class Policy:
                 exploration=Exploration(**about["exploration"]),
                 updates=about["updates"],
             )
-            check_parameters(policy.spec, policy.parameters)
+            _ = policy.network  # checks the parameters; built here, where that is off the event loop
         except (KeyError, TypeError, ValueError) as error:
             raise PolicyFileError(f"policy file: {error}") from error
         return policy

@@ -81,6 +81,8 @@ class TrainerLink:
         self._ids = itertools.count(1)
         self._checkpoint = ""
         """The newest checkpoint folder that the trainer told of."""
+        self._newest_generation = 0
+        """That is known to have begun."""
         self._version_held: PolicyVersion | None = None
         """What it holds, until that is recorded."""
         self.report = training_pb2.TrainerReport()
@@ -207,8 +209,10 @@ class TrainerLink:
         version = PolicyVersion(published.version.generation, published.version.number)
         if Path(published.file).name != published.file or not published.file:
             raise invalid("published.file", repr(published.file), "a file's name in the policies folder")
-        newest = await self._journal.submit(versions.newest_generation)
-        if version.generation > newest:
+        if version.generation > self._newest_generation:
+            # Asked only when it may have changed: the journal may be in the midst of a commit.
+            self._newest_generation = await self._journal.submit(versions.newest_generation)
+        if version.generation > (newest := self._newest_generation):
             raise invalid("published.version", version, f"a generation that has begun, {newest} at most")
         for name in ("learned_through", "updates"):
             if getattr(published, name) > _LARGEST:

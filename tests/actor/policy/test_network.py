@@ -59,8 +59,11 @@ def test_q_values_are_those_of_the_formula(spec: NetworkSpec, seed: int) -> None
 
 @pytest.mark.parametrize("activation", ["relu", "tanh", "silu"])
 @pytest.mark.parametrize("layer_norm", [True, False])
-def test_the_usual_size_is_right_to_1e_5_alone_and_in_a_batch(activation: Any, layer_norm: bool) -> None:
-    spec = NetworkSpec(1024, 10, (256, 128), activation, layer_norm)
+@pytest.mark.parametrize("hidden", [(256, 128), (1100, 64)], ids=["usual", "large"])
+def test_real_sizes_are_right_to_1e_5_alone_and_in_a_batch(
+    activation: Any, layer_norm: bool, hidden: tuple[int, ...]
+) -> None:
+    spec = NetworkSpec(1024, 10, hidden, activation, layer_norm)
     parameters = drawn(spec)
     obs = np.random.default_rng(1).normal(size=(8, 1024)).astype(np.float32)
     network = Network(spec, parameters)
@@ -71,7 +74,7 @@ def test_the_usual_size_is_right_to_1e_5_alone_and_in_a_batch(activation: Any, l
     np.testing.assert_allclose(network.q_values(obs), slow, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("inputs", [3, 128, 1041, 3000])
+@pytest.mark.parametrize("inputs", [3, 128, 1041, 3000, 5000])
 def test_an_answer_is_the_same_to_the_last_bit_whoever_asks_beside(inputs: int) -> None:
     spec = NetworkSpec(inputs, 64, (256, 100))
     network = Network(spec, drawn(spec))

@@ -49,14 +49,24 @@ def choose(
         ValueError: The value of an allowed action is not finite.
     """
     q_values = policy.network.q_values(encoded)
-    chances = np.empty_like(q_values)
-    for exploration in set(explorations):
-        rows = np.array([each == exploration for each in explorations])
-        chances[rows] = probabilities(q_values[rows], allowed[rows], exploration)
-    actions = draw(chances, seeds)
-    of_actions = chances[np.arange(len(actions)), actions].tolist()
-    told, values = _rows(chances), _rows(np.where(allowed, q_values, np.float32(np.nan)))
-    return [Choice(*each) for each in zip(actions, of_actions, told, values, strict=True)]
+    kinds = set(explorations)
+    if len(kinds) == 1:
+        chances = probabilities(q_values, allowed, explorations[0])
+    else:
+        chances = np.empty_like(q_values)
+        for exploration in kinds:
+            rows = np.array([each == exploration for each in explorations])
+            chances[rows] = probabilities(q_values[rows], allowed[rows], exploration)
+    actions = chances.argmax(axis=1)
+    of_actions = chances[np.arange(len(actions)), actions]
+    # What is certain needs no drawing: most turns, and most of a draw's cost.
+    open_rows = np.flatnonzero(of_actions < 1.0)
+    if len(open_rows):
+        actions[open_rows] = draw(chances[open_rows], [seeds[row] for row in open_rows])
+        of_actions = chances[np.arange(len(actions)), actions]
+    shown = q_values if allowed.all() else np.where(allowed, q_values, np.float32(np.nan))
+    told, values = _rows(chances), _rows(shown)
+    return [Choice(*each) for each in zip(actions.tolist(), of_actions.tolist(), told, values, strict=True)]
 
 
 def _rows(values: npt.NDArray[np.float32]) -> list[bytes]:

@@ -45,9 +45,9 @@ def greedy(q: npt.NDArray[np.floating[Any]], allowed: Mask) -> Float32:
         ValueError: no action is allowed, or the value of an allowed one is not finite.
     """
     values = _allowed_values(q, allowed)
-    chosen = values == values.max(axis=-1, keepdims=True)
-    even: Float32 = (chosen / np.count_nonzero(chosen, axis=-1, keepdims=True)).astype(np.float32)
-    return even
+    chosen = (values == values.max(axis=-1, keepdims=True)).astype(np.float32)
+    chosen /= chosen.sum(axis=-1, keepdims=True)
+    return chosen
 
 
 def softmax(q: npt.NDArray[np.floating[Any]], allowed: Mask, temperature: float) -> Float32:
@@ -120,6 +120,8 @@ def decision_seed(key: bytes, dialogue_id: str, index: int, request_id: str, ver
 def _allowed_values(q: npt.NDArray[np.floating[Any]], allowed: Mask) -> npt.NDArray[np.floating[Any]]:
     """The values, -inf where not allowed."""
     mask = _mask(allowed, q.shape)
+    if np.isfinite(q).all():
+        return q if mask.all() else np.where(mask, q, -np.inf)
     if not (np.isfinite(q) | ~mask).all():
         raise ValueError(f"q: got {q}; wanted finite values for the allowed actions")
     return np.where(mask, q, -np.inf)

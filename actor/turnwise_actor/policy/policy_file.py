@@ -8,7 +8,7 @@ import logging
 import math
 import mmap
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast, get_args
 
@@ -104,6 +104,7 @@ class Exploration:
             except ValueError as error:
                 raise ValueError(f"{mode}_{error}") from error
 
+    @lru_cache(maxsize=256)  # noqa: B019 - small, and asked for at every turn
     def of(self, mode_name: str) -> ModeExploration:
         """What `teach`, `serve`, `shadow` or `evaluate`, in any case, does; the latter two are greedy."""
         match mode_name.lower():

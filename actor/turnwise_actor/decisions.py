@@ -59,10 +59,9 @@ def choose(
             chances[rows] = probabilities(q_values[rows], allowed[rows], exploration)
     actions = chances.argmax(axis=1)
     of_actions = chances[np.arange(len(actions)), actions]
-    # What is certain needs no drawing: most turns, and most of a draw's cost.
-    open_rows = np.flatnonzero(of_actions < 1.0)
-    if len(open_rows):
-        actions[open_rows] = draw(chances[open_rows], [seeds[row] for row in open_rows])
+    # What is certain, to a float32, needs no drawing: most turns where nothing is explored.
+    if uncertain := np.flatnonzero(of_actions < 1.0).tolist():
+        actions[uncertain] = draw(chances[uncertain], [seeds[row] for row in uncertain])
         of_actions = chances[np.arange(len(actions)), actions]
     shown = q_values if allowed.all() else np.where(allowed, q_values, np.float32(np.nan))
     told, values = _rows(chances), _rows(shown)

@@ -45,9 +45,9 @@ def greedy(q: npt.NDArray[np.floating[Any]], allowed: Mask) -> Float32:
         ValueError: no action is allowed, or the value of an allowed one is not finite.
     """
     values = _allowed_values(q, allowed)
-    chosen = (values == values.max(axis=-1, keepdims=True)).astype(np.float32)
-    chosen /= chosen.sum(axis=-1, keepdims=True)
-    return chosen
+    even: Float32 = (values == values.max(axis=-1, keepdims=True)).astype(np.float32)
+    even /= even.sum(axis=-1, keepdims=True)
+    return even
 
 
 def softmax(q: npt.NDArray[np.floating[Any]], allowed: Mask, temperature: float) -> Float32:

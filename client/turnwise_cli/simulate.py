@@ -104,10 +104,11 @@ def command(
     crowd = Crowd(dialogues, duration, **habits)
     at_once = at_once or max(10, math.ceil(crowd.rate / 2))
     with _own_bot(domain_file) if domain_file else nullcontext(addresses or ("localhost:50051",)) as where:
-        code = asyncio.run(_run(crowd, list(where), access, at_once))
+        asyncio.run(_run(crowd, list(where), access, at_once))
+    click.echo(json.dumps(crowd.summary()))
     if summary_file:
         summary_file.write_text(json.dumps(crowd.summary(whole=True), indent=1) + "\n")
-    return code
+    return 1 if crowd.errors else 0
 
 
 @contextmanager
@@ -148,6 +149,7 @@ class Crowd:
     stopping: bool = False
     """No further dialogue begins."""
     began: float = field(default_factory=time.monotonic)
+    ended: float | None = None
     _begun: int = 0
     _slots: int = 0
     """Turns that have been due so far."""
@@ -221,7 +223,7 @@ class Crowd:
 
     def summary(self, whole: bool = False) -> dict[str, object]:
         """What is printed at the end; `whole`: with the latencies' distributions."""
-        seconds = time.monotonic() - self.began
+        seconds = (self.ended or time.monotonic()) - self.began
         recent = self.recent
         told: dict[str, object] = {
             "dialogues": self.counts["dialogues"],
@@ -241,7 +243,7 @@ class Crowd:
         return told
 
 
-async def _run(crowd: Crowd, addresses: list[str], access: ClientAccess, at_once: int) -> int:
+async def _run(crowd: Crowd, addresses: list[str], access: ClientAccess, at_once: int) -> None:
     console = Console(stderr=True)
     async with client(addresses, access) as bot:
         try:
@@ -264,8 +266,7 @@ async def _run(crowd: Crowd, addresses: list[str], access: ClientAccess, at_once
                     shown.update(_table(crowd.summary(), rate(crowd.counts["turns"])), refresh=True)
         for person in people:
             person.result()
-    click.echo(json.dumps(crowd.summary()))
-    return 1 if crowd.errors else 0
+        crowd.ended = time.monotonic()
 
 
 def _stop(crowd: Crowd) -> None:

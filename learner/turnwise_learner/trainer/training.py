@@ -30,6 +30,9 @@ logger = logging.getLogger("turnwise.trainer")
 
 _WELCOME_TIMEOUT_S = 60.0
 _RATE_WINDOW_S = 0.4
+_SAVING_SHARE = 0.05
+"""Part of the time that checkpoints for many turns may take: at a thousand turns a second there would be no end
+of saving. The journal has them all."""
 _NAMED_COUNTERS = {"turns", "rated_turns", "lessons", "ended"}
 """Those that a report has fields for, or that the service counts."""
 
@@ -88,6 +91,8 @@ class Training:
         self._reported_at = 0.0
         self._saved_at = time.monotonic()
         self._saved_turns = self._turns
+        self._save_s = 0.0
+        """What the last checkpoint took."""
         self._rate = _Rate()
 
     @property
@@ -203,8 +208,10 @@ class Training:
                 last.manifest.journal_cursor,
                 last.manifest.updates,
             )
-        elapsed = time.monotonic() - self._saved_at >= self._config.checkpoint_every_s
-        if changed and (elapsed or self._turns - self._saved_turns >= self._config.checkpoint_every_turns):
+        elapsed_s = time.monotonic() - self._saved_at
+        many = self._turns - self._saved_turns >= self._config.checkpoint_every_turns
+        affordable = self._save_s <= _SAVING_SHARE * elapsed_s
+        if changed and (elapsed_s >= self._config.checkpoint_every_s or (many and affordable)):
             self._save()
 
     def _save(self, pin: bool = False) -> Checkpoint:
@@ -212,7 +219,8 @@ class Training:
         self.algorithm.exploration = self._exploration
         saved = self._checkpoints.save(self.algorithm, self._versions.version, self._domain.fingerprint, pin)
         self._last_checkpoint, self._saved_at, self._saved_turns = saved, time.monotonic(), self._turns
-        logger.info("saved %s in %.2f s", saved.path.name, time.monotonic() - started)
+        self._save_s = self._saved_at - started
+        logger.info("saved %s in %.2f s", saved.path.name, self._save_s)
         return saved
 
     # Commands

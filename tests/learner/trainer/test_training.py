@@ -70,7 +70,9 @@ class Learner:
 
 
 @asynccontextmanager
-async def learner(folder: Path, idle_wait_s: float = 0.02, **learning: Any) -> AsyncIterator[Learner]:
+async def learner(
+    folder: Path, idle_wait_s: float = 0.02, checkpoint_every_turns: int = 1000, **learning: Any
+) -> AsyncIterator[Learner]:
     domain = folder / "domain.yaml"
     domain.write_text(make_domain(hidden=[16], **learning).to_json())
     config = ServiceConfig(domain, folder / "data", listen="127.0.0.1:0", start_trainer=False)
@@ -80,6 +82,7 @@ async def learner(folder: Path, idle_wait_s: float = 0.02, **learning: Any) -> A
             domain,
             service.local_address,
             idle_wait_s=idle_wait_s,
+            checkpoint_every_turns=checkpoint_every_turns,
             # At every step, so that steps can be counted.
             publish_every_s=0.0,
             report_every_s=0.0,
@@ -130,6 +133,23 @@ async def test_a_long_debt_holds_up_neither_facts_nor_policies(tmp_path: Path) -
             assert status.trainer.policy_version.number == step + 1
         published = (await one.operator.ListVersions(training_pb2.ListVersionsRequest())).versions
         assert [version.updates for version in published] == [16 * step for step in range(20, 0, -1)]
+
+
+async def test_many_turns_are_saved_soon_but_saving_is_not_all_that_is_done(tmp_path: Path) -> None:
+    async with learner(tmp_path, checkpoint_every_turns=50) as one:
+
+        async def saved_through(numbers: Iterable[int]) -> int:
+            cursor = await one.tell(numbers)
+            while one.training.algorithm.env_runner.cursor < cursor:
+                await one.step()
+            await one.step()
+            return one.training._last_checkpoint.manifest.journal_cursor
+
+        first = await saved_through(range(50))
+        one.training._save_s = 1e6  # as if the disk were slow
+        assert await saved_through(range(50, 100)) == first
+        one.training._save_s = 0.0
+        assert await saved_through(range(100, 101)) > first
 
 
 async def test_an_overload_forgoes_updates_and_says_so(tmp_path: Path) -> None:

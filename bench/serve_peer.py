@@ -9,6 +9,7 @@ standard input.
 
 import argparse
 import json
+import logging
 import os
 import random
 import socket
@@ -31,10 +32,9 @@ from turnwise_actor.policy.spec import LAYER_NORM_EPS
 
 Float32 = npt.NDArray[np.float32]
 
-BEST = {
-    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",  # direct ingress among others: no proxy between
-}
-"""Environment of the fastest Serve; the default one is without."""
+_BEST = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
+"""Environment of the fastest Serve: direct ingress, user code on the server's own loop, a frozen collector.
+The default one is without."""
 _SERVICE = "turnwise.v1.dialogue_pb2_grpc.add_DialogueServicer_to_server"
 _REPLICA, _PROXY = "ray::ServeRepl", "ray::ProxyActor"
 """How Ray names these processes; the kernel keeps 15 letters."""
@@ -80,9 +80,11 @@ def serve_peer(policy: Path, best: bool) -> Iterator[Peer | None]:
 
 @dataclass(frozen=True)
 class Lean:
-    """The policy's forward pass for one row: here every request comes alone, and the actor's blocks of eight
-    rows, which give the same bits in any batch, would cost Serve a few microseconds more.
-    """  # noqa: D205
+    """The policy's forward pass for one row.
+
+    Here every request comes alone, and a row takes less than half the time of the actor's blocks of eight,
+    which are for batches.
+    """
 
     spec: NetworkSpec
     parameters: Mapping[str, Float32]
@@ -174,12 +176,13 @@ def run(policy: Path, best: bool) -> int:
         print(error, file=sys.stderr)
         return _NOT_INSTALLED
     http, grpc = _free_ports(2)
-    with tempfile.TemporaryDirectory(prefix="serve-") as folder:
+    with tempfile.TemporaryDirectory(prefix="serve-", ignore_cleanup_errors=True) as folder:
         ray.init(
             address="local",
             num_cpus=2,
             include_dashboard=False,
             log_to_driver=False,
+            logging_level=logging.WARNING,
             object_store_memory=100 * 1024 * 1024,
             _temp_dir=folder,
         )
@@ -228,9 +231,10 @@ def _free_ports(count: int) -> list[int]:
 def _prepare(best: bool) -> None:
     """Ray reads its settings from the environment, when it is imported and in processes of its own."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as an actor has it
     if best:
         http, grpc = _free_ports(2)
-        os.environ.update(BEST)
+        os.environ.update(_BEST)
         for kind, port in (("HTTP", http), ("GRPC", grpc)):
             os.environ[f"RAY_SERVE_DIRECT_INGRESS_MIN_{kind}_PORT"] = str(port)
             os.environ[f"RAY_SERVE_DIRECT_INGRESS_MAX_{kind}_PORT"] = str(port + 1)

@@ -1,10 +1,13 @@
 """What turns are held against: a bare grpc.aio server that answers bytes with so many bytes.
 
 It parses nothing, so that it is the least that any server on grpc.aio can cost. `Converse` is a stream, `Act`
-a lone call. Prints its port; ends with its standard input.
+a lone call. Event loop and garbage collection are set as an actor sets them. Prints its port; ends with its
+standard input.
 """
 
 import asyncio
+import contextlib
+import gc
 import sys
 from collections.abc import AsyncIterator
 from typing import Any
@@ -34,10 +37,24 @@ async def serve(reply_bytes: int) -> None:
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(70_000, 20, 20)
     print(port, flush=True)
     await asyncio.to_thread(sys.stdin.read)
     await server.stop(None)
 
 
+def new_loop() -> asyncio.AbstractEventLoop:
+    """Of the kind that actors run on: uvloop where it is installed."""
+    with contextlib.suppress(ImportError):
+        import uvloop
+
+        return uvloop.new_event_loop()
+    return asyncio.new_event_loop()
+
+
 if __name__ == "__main__":
-    asyncio.run(serve(int(sys.argv[1])))
+    loop = new_loop()
+    asyncio.set_event_loop(loop)
+    loop.run_until_complete(serve(int(sys.argv[1])))

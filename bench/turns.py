@@ -1,52 +1,72 @@
-"""What a turn costs the actor, against the least that a message can cost on grpc.aio.
+"""What a turn costs the actor, against the least that a message can cost on grpc.aio, and against Ray Serve.
 
 The actor is the product's, as `turnwise up` starts it, with a learner behind it that learns meanwhile: tokens
 are opened and sealed, requests checked, 128 features go through a network of [256, 256] for 64 actions,
-decisions go to the journal. The echo answers bytes of the same sizes and does nothing else. All are measured
-in CPU-seconds of the server process, in turn, by the same 8 connections of 8 sessions each.
+decisions go to the journal. The echo answers bytes of the same sizes and does nothing else; Serve runs the
+same network in messages of the same sizes (`serve_peer.py`). All are measured in CPU-seconds of the server
+process, in turn, by the same 8 connections of 8 sessions each.
 
-`--short`: about two minutes.
+`--short`: about five minutes.
 """
 
 import argparse
 import asyncio
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import grpc.aio
-import numpy as np
 import yaml
 
+import open_dialogues
 import turnwise
-from processes import cpu_s, holding
+from cold_start import cold_start_figures
+from loads import (
+    CONNECTIONS,
+    FEATURES,
+    SESSIONS,
+    Session,
+    Sizes,
+    after,
+    begin,
+    sdk_turns,
+    stream_echo,
+    stream_turns,
+    teacher,
+    unary_echo,
+    unary_turns,
+)
+from processes import Holding, cpu_s, holding
 from report import Report, say, spread
-from turnwise.v1 import dialogue_pb2 as pb
-from turnwise.v1.dialogue_pb2_grpc import DialogueStub
+from serve_peer import Peer, serve_peer
+from swaps import measure_swaps
+from turnwise_actor.policy import Domain, initial_policy
 from turnwise_deploy.local import DeploymentError, LocalConfig, LocalDeployment
 
-GOALS = {
+AT_LEAST = {
     "stream_vs_echo": 0.65,
     "unary_vs_echo": 0.65,
     "coalesced_vs_echo": 1.5,
     "two_processes": 0.9,
+    "stream_vs_serve": 4.0,
+    "unary_vs_serve": 1.0,
 }
-CONNECTIONS, SESSIONS = 8, 8
-FEATURES, ACTIONS, HIDDEN = 128, 64, [256, 256]
-RATED_PER_S = 5.0
-"""Lessons while turns are measured, so that the learner learns and publishes."""
+AT_MOST = {"memory_vs_serve": 0.4, "open_dialogues_100k": 1.1}
+FIGURE_GOALS = {
+    "first_turn_s": 0.7,
+    "rss_after_10000_turns_mb": 80.0,
+    "import_turnwise_s": 0.25,
+    "swap_delay_p99_ms": 5.0,
+}
+"""Of figures, each a highest value."""
+ACTIONS, HIDDEN = 64, [256, 256]
 YOUNG, OLD, AGED_TURNS = 5, 500, 100
-COLD_STARTS = 5
-_ALONE = [("grpc.use_local_subchannel_pool", 1)]
-"""Else all channels of this process would share one connection."""
 
 
 def write_domain(folder: Path) -> Path:
@@ -61,198 +81,6 @@ def write_domain(folder: Path) -> Path:
     path = folder / "domain.yaml"
     path.write_text(yaml.safe_dump(domain, sort_keys=False))
     return path
-
-
-_OBSERVATIONS = [
-    pb.Observation(features=row.tobytes())
-    for row in np.random.default_rng(0).standard_normal((64, FEATURES)).astype("<f4")
-]
-
-
-@dataclass
-class Session:
-    """One dialogue of the load."""
-
-    token: bytes
-    turns: int = 0
-
-    def request(self) -> pb.ActRequest:
-        """The next turn."""
-        self.turns += 1
-        seen = _OBSERVATIONS[self.turns % len(_OBSERVATIONS)]
-        return pb.ActRequest(token=self.token, observation=seen, request_id=f"r{self.turns}")
-
-
-@dataclass
-class Sizes:
-    """Of the messages that really went over the stream."""
-
-    requests: list[int] = field(default_factory=list)
-    replies: list[int] = field(default_factory=list)
-
-
-Until = Callable[[int], bool]
-"""Given the turns so far: whether the load is to end."""
-
-
-def after(seconds: float) -> Until:
-    """A while from now."""
-    end = time.monotonic() + seconds
-    return lambda turns: time.monotonic() >= end
-
-
-@asynccontextmanager
-async def connections(addresses: tuple[str, ...]) -> AsyncIterator[list[grpc.aio.Channel]]:
-    """Of the load, spread over the addresses; closed afterwards."""
-    channels = [grpc.aio.insecure_channel(addresses[i % len(addresses)], _ALONE) for i in range(CONNECTIONS)]
-    try:
-        yield channels
-    finally:
-        await asyncio.gather(*(channel.close() for channel in channels))
-
-
-async def begin(address: str, count: int) -> list[Session]:
-    """Dialogues that have just begun."""
-    async with grpc.aio.insecure_channel(address, _ALONE) as channel:
-        stub = DialogueStub(channel)
-        begun = [
-            await stub.StartDialogue(pb.StartDialogueRequest(dialogue_id=f"bench-{os.urandom(8).hex()}"))
-            for _ in range(count)
-        ]
-    return [Session(reply.token) for reply in begun]
-
-
-async def stream_turns(
-    addresses: tuple[str, ...], sessions: list[Session], until: Until, sizes: Sizes | None = None
-) -> int:
-    """Each connection has its share of the sessions, each session one request in flight; turns answered."""
-    done = 0
-
-    async def converse(channel: grpc.aio.Channel, mine: list[Session]) -> None:
-        nonlocal done
-        call = DialogueStub(channel).Converse()
-
-        async def ask(number: int) -> None:
-            request = pb.ConverseRequest(correlation_id=number + 1, act=mine[number].request())
-            if sizes is not None:
-                sizes.requests.append(request.ByteSize())
-            await call.write(request)
-
-        for number in range(len(mine)):
-            await ask(number)
-        waiting = len(mine)
-        while waiting:
-            reply = await call.read()
-            if reply.WhichOneof("reply") != "turn":
-                raise DeploymentError(f"the actor answered {reply}")
-            if sizes is not None:
-                sizes.replies.append(reply.ByteSize())
-            mine[reply.correlation_id - 1].token = reply.turn.token
-            done += 1
-            if until(done):
-                waiting -= 1
-            else:
-                await ask(reply.correlation_id - 1)
-        await call.done_writing()
-
-    shares = [sessions[i::CONNECTIONS] for i in range(CONNECTIONS)]
-    async with connections(addresses) as channels:
-        await asyncio.gather(*map(converse, channels, shares))
-    return done
-
-
-async def stream_echo(address: str, request: bytes, until: Until) -> int:
-    """As `stream_turns`, of the echo."""
-    done = 0
-
-    async def converse(channel: grpc.aio.Channel) -> None:
-        nonlocal done
-        call = channel.stream_stream("/bench.Echo/Converse")()
-        for _ in range(SESSIONS):
-            await call.write(request)
-        waiting = SESSIONS
-        while waiting:
-            await call.read()
-            done += 1
-            if until(done):
-                waiting -= 1
-            else:
-                await call.write(request)
-        await call.done_writing()
-
-    async with connections((address,)) as channels:
-        await asyncio.gather(*map(converse, channels))
-    return done
-
-
-async def unary_turns(address: str, sessions: list[Session], until: Until) -> int:
-    """A call a turn."""
-    done = 0
-
-    async def talk(stub: Any, session: Session) -> None:
-        nonlocal done
-        while not until(done):
-            session.token = (await stub.Act(session.request())).token
-            done += 1
-
-    async with connections((address,)) as channels:
-        stubs = [DialogueStub(channel) for channel in channels]
-        await asyncio.gather(*(talk(stubs[i % CONNECTIONS], one) for i, one in enumerate(sessions)))
-    return done
-
-
-async def unary_echo(address: str, request: bytes, until: Until) -> int:
-    """A call an echo."""
-    done = 0
-
-    async def call(act: Any) -> None:
-        nonlocal done
-        while not until(done):
-            await act(request)
-            done += 1
-
-    async with connections((address,)) as channels:
-        acts = [channel.unary_unary("/bench.Echo/Act") for channel in channels]
-        await asyncio.gather(*(call(acts[i % CONNECTIONS]) for i in range(CONNECTIONS * SESSIONS)))
-    return done
-
-
-async def sdk_turns(bot: turnwise.AsyncClient, until: Until) -> int:
-    """64 dialogues over the SDK in one process, which coalesces what they ask at the same time."""
-    done = 0
-    rows = [np.frombuffer(seen.features, "<f4").tolist() for seen in _OBSERVATIONS]
-
-    async def talk(number: int) -> None:
-        nonlocal done
-        dialogue = bot.dialogue(mode="serve")
-        while not until(done):
-            number += 1
-            await dialogue.act(features=rows[number % len(rows)])
-            done += 1
-        await dialogue.end(outcome="goodbye")
-
-    await asyncio.gather(*map(talk, range(CONNECTIONS * SESSIONS)))
-    return done
-
-
-@asynccontextmanager
-async def teacher(address: str) -> AsyncIterator[None]:
-    """Somebody who rates a few turns a second."""
-
-    async def teach() -> None:
-        async with turnwise.AsyncClient(address) as bot, bot.dialogue(user="teacher") as talk:
-            while True:
-                turn = await talk.act(features=[0.5] * FEATURES)
-                await turn.reward(1)
-                await asyncio.sleep(1 / RATED_PER_S)
-
-    teaching = asyncio.create_task(teach())
-    try:
-        yield
-    finally:
-        teaching.cancel()
-        with suppress(asyncio.CancelledError):
-            await teaching
 
 
 @dataclass
@@ -294,7 +122,28 @@ def echo(reply_bytes: int) -> Iterator[tuple[str, int]]:
         process.stdin.close()
 
 
-async def measure(up: LocalDeployment, rounds: int, seconds: float) -> Report:
+@dataclass(frozen=True)
+class Plan:
+    """How long."""
+
+    rounds: int
+    seconds: float
+    """Of each load in a round."""
+    open: open_dialogues.Plan
+    swap_rounds: int
+
+    @property
+    def open_key(self) -> str:
+        """What the figure of open dialogues is called."""
+        return f"open_dialogues_{self.open.open // 1000}k"
+
+
+FULL = Plan(9, 5.0, open_dialogues.FULL, 10)
+SHORT = Plan(5, 2.0, open_dialogues.SHORT, 3)
+SWAP_SECONDS = 3.0
+
+
+async def measure(up: LocalDeployment, policy: Path, plan: Plan) -> Report:
     """All rounds of all loads, in turn."""
     bench, first = Bench(up), up.actors[0]
     sessions = await begin(first, CONNECTIONS * SESSIONS)
@@ -303,37 +152,115 @@ async def measure(up: LocalDeployment, rounds: int, seconds: float) -> Report:
     request = bytes(int(statistics.median(sizes.requests)))
     reply = int(statistics.median(sizes.replies))
     say(f"a request has {len(request)} bytes, a reply {reply}")
-    with echo(reply) as (echo_address, echo_pid):
+    token = bytes(int(statistics.median(len(session.token) for session in sessions)))
+    with echo(reply) as (echo_address, echo_pid), serve_peer(policy, best=True) as peer:
+        if peer is None:
+            say("Ray Serve is not installed (pip install 'turnwise[bench]'): not compared with it")
         async with turnwise.AsyncClient(first) as bot, teacher(first):
-            for number in range(rounds):
-                one, two, its = bench.pids(1), bench.pids(2), [echo_pid]
-                await bench.take(
-                    "stream_echo", its, lambda: stream_echo(echo_address, request, after(seconds))
-                )
-                await bench.take("stream", one, lambda: stream_turns((first,), sessions, after(seconds)))
-                await bench.take("unary_echo", its, lambda: unary_echo(echo_address, request, after(seconds)))
-                await bench.take("unary", one, lambda: unary_turns(first, sessions, after(seconds)))
-                await bench.take("coalesced", one, lambda: sdk_turns(bot, after(seconds)))
-                await bench.take("two", two, lambda: stream_turns(up.actors, sessions, after(seconds)))
-                say(f"round {number + 1} of {rounds}: {_words(bench)}")
-        await age(bench, rounds)
-    ratios = {
+            for number in range(plan.rounds):
+                await _round(bench, sessions, bot, (echo_address, echo_pid, request), plan.seconds)
+                if peer is not None:
+                    await _serve_round(bench, peer, token, plan.seconds)
+                say(f"round {number + 1} of {plan.rounds}: {_words(bench)}")
+        await age(bench, plan.rounds)
+        ratios = _ratios(bench)
+        figures = _figures(bench)
+        if peer is not None:
+            ratios |= _serve_ratios(bench, peer)
+            figures["serve"] = _serve_figures(bench, peer)
+    if peer is not None:
+        figures["serve"]["default"] = await default_serve(policy, token, plan)
+    figures |= {"request_bytes": len(request), "reply_bytes": reply}
+    figures["swaps"] = await measure_swaps(up, plan.swap_rounds, SWAP_SECONDS)
+    ratio, figures["open_dialogues"] = await open_dialogues.measure_open(up, plan.open)
+    (ratios if plan.open_key in AT_MOST else figures)[plan.open_key] = ratio
+    return Report("turns", ratios, AT_LEAST | AT_MOST, figures, met(ratios))
+
+
+def met(ratios: dict[str, float]) -> bool:
+    """Whether every goal of what was measured is."""
+    return all(
+        value >= AT_LEAST[key] if key in AT_LEAST else value <= AT_MOST[key] for key, value in ratios.items()
+    )
+
+
+async def _round(
+    bench: Bench,
+    sessions: list[Session],
+    bot: turnwise.AsyncClient,
+    echoed: tuple[str, int, bytes],
+    seconds: float,
+) -> None:
+    """Each load of the actors and the echo once."""
+    (address, pid, request), up = echoed, bench.up
+    first, one, two = up.actors[0], bench.pids(1), bench.pids(2)
+    await bench.take("stream_echo", [pid], lambda: stream_echo(address, request, after(seconds)))
+    await bench.take("stream", one, lambda: stream_turns((first,), sessions, after(seconds)))
+    await bench.take("unary_echo", [pid], lambda: unary_echo(address, request, after(seconds)))
+    await bench.take("unary", one, lambda: unary_turns(first, sessions, after(seconds)))
+    await bench.take("coalesced", one, lambda: sdk_turns(bot, after(seconds)))
+    await bench.take("two", two, lambda: stream_turns(up.actors, sessions, after(seconds)))
+
+
+async def _serve_round(bench: Bench, peer: Peer, token: bytes, seconds: float) -> None:
+    """The same sessions' loads of Serve."""
+    sessions = [Session(token) for _ in range(CONNECTIONS * SESSIONS)]
+    await bench.take("unary_serve", peer.pids, lambda: unary_turns(peer.address, sessions, after(seconds)))
+    await bench.take(
+        "stream_serve", peer.pids, lambda: stream_turns((peer.address,), sessions, after(seconds))
+    )
+
+
+async def default_serve(policy: Path, token: bytes, plan: Plan) -> dict[str, Any]:
+    """Serve as it comes: calls alone, through the proxy, which costs what it costs."""
+    with serve_peer(policy, best=False) as peer:
+        if peer is None:
+            return {}
+        sessions = [Session(token) for _ in range(CONNECTIONS * SESSIONS)]
+        await unary_turns(peer.address, sessions, after(plan.seconds))
+        begun = sum(map(cpu_s, peer.pids))
+        done = await unary_turns(peer.address, sessions, after(plan.seconds))
+        cost = sum(map(cpu_s, peer.pids)) - begun
+        return {"unary_us_per_turn": 1e6 * cost / done, "turns_per_s": done / plan.seconds}
+
+
+def _ratios(bench: Bench) -> dict[str, float]:
+    return {
         "stream_vs_echo": bench.ratio("stream_echo", "stream"),
         "unary_vs_echo": bench.ratio("unary_echo", "unary"),
         "coalesced_vs_echo": bench.ratio("stream_echo", "coalesced"),
         "two_processes": bench.ratio("stream", "two"),
     }
-    figures = {
-        "request_bytes": len(request),
-        "reply_bytes": reply,
+
+
+def _serve_ratios(bench: Bench, peer: Peer) -> dict[str, float]:
+    """A stream against the cheaper of Serve's calls and Serve's streams, a call against its calls."""
+    best = min(("unary_serve", "stream_serve"), key=lambda name: statistics.median(bench.cost_us[name]))
+    return {
+        "stream_vs_serve": bench.ratio(best, "stream"),
+        "unary_vs_serve": bench.ratio("unary_serve", "unary"),
+        "memory_vs_serve": _held(bench.pids(1)[0]).rss_bytes / _held(peer.replica).rss_bytes,
+    }
+
+
+def _serve_figures(bench: Bench, peer: Peer) -> dict[str, Any]:
+    return {
+        "rss_mb": _held(peer.replica).rss_bytes / 1e6,
+        "stream_vs_serve_calls": bench.ratio("unary_serve", "stream"),
+        "coalesced_vs_serve_calls": bench.ratio("unary_serve", "coalesced"),
+        "coalesced_vs_serve_streams": bench.ratio("stream_serve", "coalesced"),
+    }
+
+
+def _figures(bench: Bench) -> dict[str, Any]:
+    actor = _held(bench.pids(1)[0])
+    return {
         "server_us_per_turn": {name: spread(cost) for name, cost in bench.cost_us.items()},
         "client_us_per_turn": {name: statistics.median(cost) for name, cost in bench.client_us.items()},
         "turns_per_s": {name: statistics.median(rate) for name, rate in bench.per_s.items()},
         "turn_500_vs_turn_5": bench.ratio("old", "young"),
-        "actor": _actor_figures(bench),
+        "actor": {"rss_mb": actor.rss_bytes / 1e6, "own_mb": actor.own_bytes / 1e6},
     }
-    ok = all(ratios[key] >= goal for key, goal in GOALS.items())
-    return Report("turns", ratios, GOALS, figures, ok)
 
 
 async def age(bench: Bench, rounds: int) -> None:
@@ -356,40 +283,39 @@ def _words(bench: Bench) -> str:
     return ", ".join(f"{name} {cost[-1]:.0f} us" for name, cost in bench.cost_us.items())
 
 
-def _actor_figures(bench: Bench) -> dict[str, float]:
-    seen = holding(bench.pids(1)[0], 0.0)
-    return {
-        "rss_mb": seen.rss_bytes / 1e6 if seen else 0.0,
-        "own_mb": seen.own_bytes / 1e6 if seen else 0.0,
-        "import_turnwise_s": _seconds_of("import turnwise") - _seconds_of("pass"),
-    }
+def _held(pid: int) -> Holding:
+    seen = holding(pid, 0.0)
+    if seen is None:
+        raise DeploymentError(f"process {pid} is gone")
+    return seen
 
 
-def _seconds_of(code: str) -> float:
-    """Of a fresh interpreter that runs this; median of some."""
-    taken = []
-    for _ in range(COLD_STARTS):
-        began = time.monotonic()
-        subprocess.run([sys.executable, "-c", code], check=True)
-        taken.append(time.monotonic() - began)
-    return statistics.median(taken)
+def write_policy(domain: Path, folder: Path) -> Path:
+    """One that has learned nothing, of this domain."""
+    path = folder / "policy.safetensors"
+    path.write_bytes(initial_policy(Domain.load(domain)).to_bytes())
+    return path
 
 
 def main() -> int:
     """0 when it ran, whatever the figures; 1 when it could not."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--short", action="store_true", help="about two minutes")
-    options = parser.parse_args()
-    rounds, seconds = (5, 2.0) if options.short else (9, 5.0)
-    with tempfile.TemporaryDirectory(prefix="turnwise-turns-") as folder:
-        domain = write_domain(Path(folder))
-        config = LocalConfig(domain=domain, data=Path(folder) / "data", actors=2, port=0, learner_port=0)
+    parser.add_argument("--short", action="store_true", help="about five minutes")
+    plan = SHORT if parser.parse_args().short else FULL
+    with tempfile.TemporaryDirectory(prefix="turnwise-turns-") as name:
+        folder = Path(name)
+        domain = write_domain(folder)
+        policy = write_policy(domain, folder)
+        config = LocalConfig(domain=domain, data=folder / "data", actors=2, port=0, learner_port=0)
         try:
             with LocalDeployment(config) as up:
-                report = asyncio.run(measure(up, rounds, seconds))
+                cold = cold_start_figures(up, domain, policy, folder)
+                say(", ".join(f"{key} {value:.3g}" for key, value in cold.items()))
+                report = asyncio.run(measure(up, policy, plan))
         except (DeploymentError, OSError) as error:
             say(f"turns could not run: {error}")
             return 1
+    report.figures |= {"cold_start": cold, "figure_goals": FIGURE_GOALS}
     print(report.line())
     return 0
 

@@ -12,8 +12,8 @@ Where the time goes, by the one clock of the machine: `journal`, what `reward()`
 starts; `learn`, until the policy's file is written: reading the fact, the updates and writing cannot be told
 apart from outside, as the trainer reports only every 0.2 s; `publish`, until the first actor has the policy
 in force, by its log; `swap`, until the last one has; `answer`, until the last other answer is here. A file's
-time has a grain of some milliseconds, and the trainer may be done before the receipt is back: `learn` may come
-out below 0.
+time has a grain of some milliseconds, and the trainer may be done before the receipt is back: `learn` may
+come out below 0.
 
 `--short`: about two minutes.
 """

@@ -20,18 +20,17 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections import defaultdict
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import grpc
 import grpc.aio
 
 from fact_load import BATCH_FACTS, UPLINK, Facts, FactStream, batches
-from processes import cpu_s
-from reckoning import PATIENCE_S
+from learner_seen import Learner, Phase
 from report import Report, quantiles, say, spread
 from straight import BareAppend, StraightSqlite
 from turns import connections, write_domain
@@ -68,99 +67,8 @@ class Plan:
     """With facts coming in, and without."""
 
 
-SHORT = Plan(rounds=5, batches=12, lone_facts=200, phase_s=3)
-FULL = Plan(rounds=11, batches=32, lone_facts=1_000, phase_s=10)
-
-
-@dataclass(frozen=True)
-class Mark:
-    """The trainer when a report of it had just come."""
-
-    at_s: float
-    cpu_s: float
-    updates: int
-    journaled: int
-    """The journal's end, facts."""
-
-
-@dataclass
-class Phase:
-    """The trainer over some seconds, a figure a round."""
-
-    per_s: list[float] = field(default_factory=list)
-    per_cpu_s: list[float] = field(default_factory=list)
-    facts_per_s: list[float] = field(default_factory=list)
-    checkpoints: int = 0
-
-    def add(self, before: Mark, after: Mark) -> None:
-        """One round."""
-        seconds, updates = after.at_s - before.at_s, after.updates - before.updates
-        self.per_s.append(updates / seconds)
-        self.per_cpu_s.append(updates / max(after.cpu_s - before.cpu_s, 0.01))
-        self.facts_per_s.append((after.journaled - before.journaled) / seconds)
-
-    def figures(self) -> dict[str, Any]:
-        """For the report."""
-        return {
-            "updates_per_s": spread(self.per_s),
-            "updates_per_cpu_s": spread(self.per_cpu_s),
-            "facts_per_s": statistics.median(self.facts_per_s),
-            "checkpoints": self.checkpoints,
-        }
-
-
-@dataclass
-class Learner:
-    """What the product's learner says and does."""
-
-    up: LocalDeployment
-    data: Path
-    operator: Any
-    reader: JournalReader
-
-    async def state(self) -> training_pb2.LearnerStatus:
-        """What it says of itself."""
-        reply: training_pb2.LearnerStatus = await self.operator.GetStatus(
-            training_pb2.GetStatusRequest(), timeout=PATIENCE_S
-        )
-        return reply
-
-    async def until(self, what: str, reached: Callable[[training_pb2.LearnerStatus], bool]) -> None:
-        """Waits for a state.
-
-        Raises:
-            DeploymentError: It does not come.
-        """
-        deadline = time.monotonic() + PATIENCE_S
-        while not reached(await self.state()):
-            if time.monotonic() > deadline:
-                raise DeploymentError(f"{what}: not within {PATIENCE_S:.0f} s")
-            await asyncio.sleep(0.02)
-
-    async def caught_up(self) -> None:
-        """Waits until the trainer has taken in all that is in the journal."""
-        await self.until(
-            "the trainer reads the journal",
-            lambda state: state.trainer.journal_cursor >= state.journal_cursor,
-        )
-
-    async def mark(self) -> Mark:
-        """Waits for the trainer's next report; it must be training."""
-        first = (await self.state()).trainer.updates
-        await self.until("the trainer does updates", lambda state: state.trainer.updates > first)
-        state = await self.state()
-        return Mark(time.monotonic(), cpu_s(state.trainer.pid), state.trainer.updates, state.journal_cursor)
-
-    def service_cpu_s(self) -> float:
-        """That the service has used so far."""
-        pid = self.up.pids()[self.up.learner]
-        if pid is None:
-            raise DeploymentError("the learner is down")
-        return cpu_s(pid)
-
-    def checkpoints(self) -> int:
-        """That the trainer has saved so far, by its log."""
-        return (self.data / "logs" / "trainer.log").read_text().count(": saved ")
+SHORT = Plan(rounds=5, batches=8, lone_facts=200, phase_s=2)
+FULL = Plan(rounds=11, batches=24, lone_facts=1_000, phase_s=6)
 
 
 @asynccontextmanager
@@ -200,8 +108,8 @@ class Bench:
     sqlite: StraightSqlite
     bare: BareAppend
     plan: Plan
-    per_s: dict[str, list[float]] = field(default_factory=lambda: {"product": [], "sqlite": []})
-    cpu_us: dict[str, list[float]] = field(default_factory=lambda: {"product": [], "sqlite": []})
+    per_s: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    cpu_us: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     groups: list[float] = field(default_factory=list)
     fact_bytes: int = 0
     ack_s: list[float] = field(default_factory=list)
@@ -221,8 +129,8 @@ class Bench:
             await self.learner.caught_up()
             self._sqlite(facts, groups)
             if number == 0:
-                for figures in (*self.per_s.values(), *self.cpu_us.values(), self.groups):
-                    figures.clear()
+                for of_warm_up in (self.per_s, self.cpu_us, self.groups):
+                    of_warm_up.clear()
                 continue
             rates = ", ".join(f"{name} {rate[-1]:.0f} facts/s" for name, rate in self.per_s.items())
             say(f"round {number} of {self.plan.rounds}: {rates}, groups of {statistics.median(groups):.0f}")
@@ -294,9 +202,8 @@ class Bench:
 
     @asynccontextmanager
     async def _coming_in(self) -> AsyncIterator[None]:
-        """Facts, until the block ends: each stream sends what has come since `linger_ms`."""
-        every_s = UPLINK.linger_ms / 1000
-        size = round(INGEST_PER_S * every_s / STREAMS)
+        """Facts, until the block ends: each stream sends what has come in about `linger_ms`."""
+        size = round(INGEST_PER_S * UPLINK.linger_ms / 1000 / STREAMS)
         every_s = size * STREAMS / INGEST_PER_S
         most = round(INGEST_PER_S * (2 * self.plan.phase_s + 2))
         bodies = await asyncio.to_thread(lambda: batches(self.facts.turns(most), size))

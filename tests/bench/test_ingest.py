@@ -10,7 +10,8 @@ import grpc.aio
 import pytest
 
 from fact_load import BATCH_FACTS, DIALOGUE_TURNS, Facts, FactStream, batches
-from ingest import FULL, SHORT, Mark, Phase, median_ratio, watched_groups
+from ingest import FULL, SHORT, median_ratio, watched_groups
+from learner_seen import Mark, Phase
 from run import table
 from straight import BareAppend, StraightSqlite
 from turns import write_domain

@@ -15,7 +15,7 @@ in force, by its log; `swap`, until the last one has; `answer`, until the last o
 time has a grain of some milliseconds, and the trainer may be done before the receipt is back: `learn` may
 come out below 0.
 
-`--short`: about two minutes.
+`--short`: about a minute.
 """
 
 import argparse
@@ -238,7 +238,7 @@ def words(one: Round) -> str:
 def main() -> int:
     """0 when it ran, whatever the figures; 1 when it could not."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--short", action="store_true", help="about two minutes")
+    parser.add_argument("--short", action="store_true", help="about a minute")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="turnwise-reaction-") as folder:
@@ -246,7 +246,7 @@ def main() -> int:
         config = LocalConfig(domain=QUICKSTART, data=data, actors=ACTORS, port=0, learner_port=0)
         try:
             with LocalDeployment(config) as up:
-                rounds = 25 if options.short else 200
+                rounds = 50 if options.short else 300
                 report = asyncio.run(measure(up, data, rounds, options.seed))
         except (DeploymentError, OSError, turnwise.TurnwiseError) as error:
             say(f"reaction could not run: {error}")

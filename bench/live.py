@@ -121,7 +121,7 @@ class LivePupil:
         self._talks = [_Talk(bot, manner) for _ in range(manner.open_dialogues)]
         self._now = 0
         self._unrated: deque[tuple[_Talk, float, str | None]] = deque()
-        self._examiners = [_Examiner(bot, phrase) for phrase in task.phrases]
+        self._examiners = [Examiner(bot, phrase) for phrase in task.phrases]
 
     async def ask(self, phrase: int) -> int:
         """In the dialogue whose turn it is."""
@@ -190,7 +190,7 @@ class _Talk:
         return cursor
 
 
-class _Examiner:
+class Examiner:
     """Asks one phrase in dialogues that teach nothing."""
 
     def __init__(self, bot: turnwise.AsyncClient, phrase: str) -> None:
@@ -198,6 +198,7 @@ class _Examiner:
         self._turns = 0
 
     async def ask(self) -> turnwise.AsyncTurn:
+        """Its answer now."""
         if self._turns % EXAM_TURNS == 0:
             self._dialogue = self._bot.dialogue(user="examiner", mode="evaluate")
         self._turns += 1

@@ -101,9 +101,11 @@ def after(seconds: float) -> Until:
 
 
 @asynccontextmanager
-async def connections(addresses: tuple[str, ...]) -> AsyncIterator[list[grpc.aio.Channel]]:
+async def connections(
+    addresses: tuple[str, ...], count: int = CONNECTIONS
+) -> AsyncIterator[list[grpc.aio.Channel]]:
     """Of the load, spread over the addresses; closed afterwards."""
-    channels = [grpc.aio.insecure_channel(addresses[i % len(addresses)], _ALONE) for i in range(CONNECTIONS)]
+    channels = [grpc.aio.insecure_channel(addresses[i % len(addresses)], _ALONE) for i in range(count)]
     try:
         yield channels
     finally:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 HERE = Path(__file__).resolve().parent
-BENCHMARKS = ("lessons", "updates", "turns", "broadcast", "chaos", "soak")
+BENCHMARKS = ("lessons", "updates", "turns", "broadcast", "ingest", "reaction", "chaos", "soak")
 AT_LEAST = {
     "tuned_stock_vs_ours",
     *("b32_vs_torch", "b256_vs_torch", "b32_vs_stock", "b256_vs_stock", "live8_vs_torch", "replay_1m_vs_10k"),

@@ -58,7 +58,7 @@ class MemoryFeed:
         name = fact.WhichOneof("kind") or ""
         self._rows.append(Row(seq, dialogue_id, KINDS[name], seq, fact, ""))
 
-    def read(self, cursor: int, wait_s: float) -> list[Change]:
+    def read(self, cursor: int, wait_s: float, most: int) -> list[Change]:
         """All changes after the cursor; never waits."""
         return self._assembler.assemble(self._rows[cursor:])
 

@@ -253,7 +253,7 @@ class Live:
         self.journal_id, self._at = "j" * 32, 0
         algorithm.env_runner.attach(self)
 
-    def read(self, cursor: int, wait_s: float) -> list[Change]:
+    def read(self, cursor: int, wait_s: float, most: int) -> list[Change]:
         """The feed: the next dialogue turn, rated, under an id of its own."""
         self._at += 1
         record = self._turns.record(self._at % len(self._turns))

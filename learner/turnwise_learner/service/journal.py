@@ -18,17 +18,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from turnwise.v1 import training_pb2
 from turnwise_learner.journal import JournalError, create_schema, read_meta
-from turnwise_learner.service.facts import FactRow
+from turnwise_learner.service.facts import FactRow, to_rows
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 _ROW_OVERHEAD_BYTES = 512
-_INSERT = (
-    "INSERT OR IGNORE INTO facts (key, dialogue_id, kind, time_ms, actor, body) VALUES (?, ?, ?, ?, ?, ?)"
-)
+_INSERT = "INSERT OR IGNORE INTO facts (key, dialogue_id, kind, time_ms, actor, body) VALUES "
+_ROWS_A_STATEMENT = 64
+"""Between two statements the event loop may take the interpreter's lock, and keep it for milliseconds."""
 
 
 class JournalLock:
@@ -54,6 +55,14 @@ class JournalLock:
     def release(self) -> None:
         """Lets another learner in."""
         os.close(self._file)
+
+
+class Appended(NamedTuple):
+    """What became of a batch of facts."""
+
+    cursor: int
+    """The highest position among those that can be journaled; of none, the journal's end."""
+    refused: list[training_pb2.Refused]
 
 
 class _Tally(NamedTuple):
@@ -116,10 +125,16 @@ class Journal:
             are durable, and fails with JournalError when they are not.
         """
         weight = sum(len(row.body) + _ROW_OVERHEAD_BYTES for row in rows)
-        while self._pending_bytes > 0 and self._pending_bytes + weight > self._max_pending_bytes:
-            self._room.clear()
-            await self._room.wait()
+        await self._until_room(weight)
         return self._submit(lambda connection: _insert(connection, rows), weight)
+
+    async def append_facts(
+        self, facts: Sequence[training_pb2.Fact], actor: str, size_bytes: int
+    ) -> "asyncio.Future[Appended]":
+        """As `append`, of facts that the writer's thread looks at first: the event loop has better to do."""
+        weight = size_bytes + _ROW_OVERHEAD_BYTES * len(facts)
+        await self._until_room(weight)
+        return self._submit(lambda connection: _append(connection, facts, actor), weight)
 
     def submit(self, work: Callable[[sqlite3.Connection], T]) -> "asyncio.Future[T]":
         """Runs `work` in the next transaction; the future is done after its commit."""
@@ -134,6 +149,11 @@ class Journal:
         """Commits what was submitted, folds the write-ahead log back, lets go of the file."""
         self._queue.put(None)
         await asyncio.to_thread(self._thread.join)
+
+    async def _until_room(self, weight: int) -> None:
+        while self._pending_bytes > 0 and self._pending_bytes + weight > self._max_pending_bytes:
+            self._room.clear()
+            await self._room.wait()
 
     def _submit(self, work: Callable[[sqlite3.Connection], T], weight: int) -> "asyncio.Future[T]":
         future: asyncio.Future[T] = self._loop.create_future()
@@ -251,11 +271,19 @@ def set_meta(connection: sqlite3.Connection, name: str, value: str) -> None:
 def _insert(connection: sqlite3.Connection, rows: Sequence[FactRow]) -> int:
     """Inserts facts, known keys ignored; the highest position among them."""
     before = connection.total_changes
-    connection.executemany(_INSERT, rows)
+    for start in range(0, len(rows), _ROWS_A_STATEMENT):
+        some = rows[start : start + _ROWS_A_STATEMENT]
+        values = ", ".join(("(?, ?, ?, ?, ?, ?)",) * len(some))
+        connection.execute(_INSERT + values, [column for row in some for column in row])
     if connection.total_changes > before:
         return _last_cursor(connection)
     query = "SELECT coalesce(max(seq), 0) FROM facts WHERE key IN (SELECT value FROM json_each(?))"
     return int(connection.execute(query, (json.dumps([row.key for row in rows]),)).fetchone()[0])
+
+
+def _append(connection: sqlite3.Connection, facts: Sequence[training_pb2.Fact], actor: str) -> Appended:
+    rows, refused = to_rows(facts, actor)
+    return Appended(_insert(connection, rows) if rows else _last_cursor(connection), refused)
 
 
 def now_ms() -> int:

@@ -12,8 +12,7 @@ from turnwise_actor.policy import PolicyVersion
 from turnwise_learner.service.actors import Actors, Presence
 from turnwise_learner.service.broadcast import Broadcast
 from turnwise_learner.service.errors import Answering, Context, RefusedError, unavailable
-from turnwise_learner.service.facts import to_rows
-from turnwise_learner.service.journal import Journal
+from turnwise_learner.service.journal import Appended, Journal
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +26,8 @@ class _Pending(NamedTuple):
     """A batch on its way into the journal."""
 
     sequence: int
-    refused: list[training_pb2.Refused]
-    cursor: "asyncio.Future[int] | None"
+    actor: str
+    appended: "asyncio.Future[Appended] | None"
     """None: it has nothing to journal."""
 
 
@@ -120,15 +119,20 @@ class TrainingServicer(training_pb2_grpc.TrainingServicer):
     async def _submit(self, batch: training_pb2.FactBatch, presence: Presence) -> _Pending:
         if batch.HasField("report"):
             presence.report(batch.report)
-        rows, refused = to_rows(batch.facts, presence.address)
-        for refusal in refused:
-            log.warning("a fact of actor %s was refused: %s", presence.address, refusal.reason)
-        return _Pending(batch.sequence, refused, await self._journal.append(rows) if rows else None)
+        if not batch.facts:
+            return _Pending(batch.sequence, presence.address, None)
+        appended = await self._journal.append_facts(batch.facts, presence.address, batch.ByteSize())
+        return _Pending(batch.sequence, presence.address, appended)
 
     async def _answer(self, call: Context, stream: _Stream) -> None:
         while (pending := await stream.pending.get()) is not None:
-            cursor = self._journal.last_cursor if pending.cursor is None else await pending.cursor
-            ack = training_pb2.Ack(sequence=pending.sequence, epoch=self._journal.epoch, cursor=cursor)
-            ack.refused.extend(pending.refused)
+            ack = training_pb2.Ack(sequence=pending.sequence, epoch=self._journal.epoch)
+            if pending.appended is None:
+                ack.cursor = self._journal.last_cursor
+            else:
+                ack.cursor, refused = await pending.appended
+                for refusal in refused:
+                    log.warning("a fact of actor %s was refused: %s", pending.actor, refusal.reason)
+                ack.refused.extend(refused)
             await call.write(ack)
             stream.room.release()

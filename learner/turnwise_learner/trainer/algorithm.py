@@ -41,6 +41,9 @@ PACING = "pacing"
 EXPLORATION = "exploration"
 
 _STEPS_A_RESULT = 50
+_FACTS_BESIDE_UPDATES = 256
+"""Facts taken in between two bursts of updates: about as much work as the updates. More, and a busy journal
+would leave no time to learn from it; fewer, and it would run away."""
 
 _NAMES = {"batch_size": "train_batch_size_per_learner"}
 _NETWORK_FIELDS = {"hidden", "activation", "layer_norm"}
@@ -230,7 +233,10 @@ class TurnwiseDQN(DQN):
     def _take_in_and_learn(self) -> None:
         owed = 0 if self.paused else self.pacer.owed
         with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
-            changes = self.env_runner.sample(wait_s=0.0 if owed else self.idle_wait_s)
+            if owed:
+                changes = self.env_runner.sample(most=_FACTS_BESIDE_UPDATES)
+            else:
+                changes = self.env_runner.sample(wait_s=self.idle_wait_s)
         with self.metrics.log_time((TIMERS, REPLAY_BUFFER_ADD_DATA_TIMER)):
             through = self.env_runner.handed_out_through if changes else 0
             for change in changes:

@@ -197,9 +197,8 @@ class DialogueFold:
             counters["rated_turns"] += _is_rated(new) - _is_rated(told)
             if told is None or not new.record.says_the_same(told.record):
                 records.append(new.record)
-            new.record = replace(
-                new.record, obs=None
-            )  # it is as large as all else that is kept of a dialogue
+            if new.record.obs is not None:  # it is as large as all else that is kept of a dialogue
+                new.record = replace(new.record, obs=None)
         records += self._last_states(touched, encode)
         self._wait_for(touched)
         return Change(row.seq, tuple(records), lesson, unrated, self._due_ms, _nonzero(counters))

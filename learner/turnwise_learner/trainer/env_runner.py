@@ -25,8 +25,8 @@ class Feed(Protocol):
 
     journal_id: str
 
-    def read(self, cursor: int, wait_s: float) -> list[Change]:
-        """Changes after `cursor`, in journal order; waits up to `wait_s` for the first."""
+    def read(self, cursor: int, wait_s: float, most: int) -> list[Change]:
+        """At most `most` changes after `cursor`, in journal order; waits up to `wait_s` for the first."""
         ...
 
 
@@ -62,12 +62,15 @@ class JournalEnvRunner(EnvRunner, Checkpointable):
             )
         self.feed, self.journal_id = feed, feed.journal_id
 
-    def sample(self, *, wait_s: float = 0.0, **kwargs: Any) -> list[Change]:
-        """Changes to be learned now; empty when nobody said anything within `wait_s` seconds."""
+    def sample(self, *, wait_s: float = 0.0, most: int = 1024, **kwargs: Any) -> list[Change]:
+        """Changes to be learned now; empty when nobody said anything within `wait_s` seconds.
+
+        `most`: facts read from the journal.
+        """
         if self.feed is None or self.config.in_evaluation or "num_episodes" in kwargs:
             return self._counted([])
         due_in_s = (self._held[0][0] - _now_ms()) / 1000 if self._held else wait_s
-        changes = self.feed.read(self.cursor, max(0.0, min(wait_s, due_in_s)))
+        changes = self.feed.read(self.cursor, max(0.0, min(wait_s, due_in_s)), most)
         if changes:
             self.cursor = changes[-1].cursor
         # Those held go first: what a dialogue's later facts say must not be overtaken by its earlier ones.

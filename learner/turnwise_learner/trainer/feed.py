@@ -9,8 +9,6 @@ from turnwise_learner.journal import JournalReader
 from turnwise_learner.trainer.assembler import Assembler
 from turnwise_learner.trainer.turns import Change
 
-_ROWS_A_READ = 1024
-
 
 class JournalFeed:
     """Changes after a cursor.
@@ -27,12 +25,12 @@ class JournalFeed:
         self._assembler = Assembler(domain, reader.dialogue, reader.domain)
         self.journal_id = reader.journal_id
 
-    def read(self, cursor: int, wait_s: float) -> list[Change]:
-        """At most 1,024 changes; empty when none came within `wait_s` seconds."""
-        rows = self._reader.read_after(cursor, _ROWS_A_READ)
+    def read(self, cursor: int, wait_s: float, most: int) -> list[Change]:
+        """At most `most` changes; empty when none came within `wait_s` seconds."""
+        rows = self._reader.read_after(cursor, most)
         if not rows and wait_s > 0 and self._wake.wait(wait_s):
             # Cleared only here, before another look and the caller's round: no wake-up is lost, be it for the
             # journal, a command or the end. One that came while the loop was busy costs a round.
             self._wake.clear()
-            rows = self._reader.read_after(cursor, _ROWS_A_READ)
+            rows = self._reader.read_after(cursor, most)
         return self._assembler.assemble(rows)

@@ -30,7 +30,7 @@ class MemoryFeed:
         self._journal = journal
         self._assembler = Assembler(journal.domain, journal.dialogue, journal.domain_json)
 
-    def read(self, cursor: int, wait_s: float) -> list[Change]:
+    def read(self, cursor: int, wait_s: float, most: int) -> list[Change]:
         return self._assembler.assemble(self._journal.rows[cursor:])
 
 

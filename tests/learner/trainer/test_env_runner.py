@@ -19,7 +19,7 @@ class Feed:
     def __init__(self, *changes: Change) -> None:
         self.changes = changes
 
-    def read(self, cursor: int, wait_s: float) -> list[Change]:
+    def read(self, cursor: int, wait_s: float, most: int) -> list[Change]:
         return [change for change in self.changes if change.cursor > cursor]
 
 

@@ -22,7 +22,7 @@ from turnwise_learner.trainer.config import TrainerConfig
 logger = logging.getLogger("turnwise.trainer")
 
 _PR_SET_PDEATHSIG = 1
-_LONGEST_START_S, _LONGEST_END_S = 600.0, 90.0
+_LONGEST_RAY_START_S, _LONGEST_RESTORE_S, _LONGEST_END_S = 180.0, 600.0, 60.0
 """Beyond it the trainer writes its stacks to the log and ends: one that stands still keeps the next one out,
 and when its service is gone there is nobody else to end it."""
 
@@ -53,8 +53,9 @@ def main(argv: list[str] | None = None) -> int:
             # Imported late: a bad domain is told at once, not after the seconds that torch and ray take.
             from turnwise_learner.trainer.training import Training, start_ray
 
-            faulthandler.dump_traceback_later(_LONGEST_START_S, exit=True)
+            faulthandler.dump_traceback_later(_LONGEST_RAY_START_S, exit=True)
             start_ray()
+            faulthandler.dump_traceback_later(_LONGEST_RESTORE_S, exit=True)
             # After Ray, which sets handlers of its own.
             with on_signals((signal.SIGTERM, signal.SIGINT), ask_to_stop):
                 training = Training(config, domain, stop, wake)

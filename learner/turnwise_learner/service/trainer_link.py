@@ -221,6 +221,9 @@ class TrainerLink:
             raise invalid("published.version", version, f"a number of at most {_LARGEST}")
         try:
             policy = PolicyOnAir(version, published.learned_through, self._policies / published.file)
+        except FileNotFoundError:
+            log.info("policy %s is not broadcast: its file has made room for newer ones", version)
+            return
         except (OSError, ValueError) as error:  # a NUL in the name is a ValueError
             log.error("policy %s is not broadcast: %s", version, error)
             return

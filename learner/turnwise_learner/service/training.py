@@ -131,8 +131,9 @@ class TrainingServicer(training_pb2_grpc.TrainingServicer):
                 ack.cursor = self._journal.last_cursor
             else:
                 ack.cursor, refused = await pending.appended
-                for refusal in refused:
-                    log.warning("a fact of actor %s was refused: %s", pending.actor, refusal.reason)
+                if refused:
+                    words = "%d facts of actor %s were refused, the first: %s"
+                    log.warning(words, len(refused), pending.actor, refused[0].reason)
                 ack.refused.extend(refused)
             await call.write(ack)
             stream.room.release()

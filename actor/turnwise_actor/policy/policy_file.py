@@ -15,7 +15,6 @@ from typing import Any, Literal, TypeAlias, cast, get_args
 import numpy as np
 import numpy.typing as npt
 import safetensors
-import safetensors.numpy
 
 from turnwise_actor.policy.domain import Domain
 from turnwise_actor.policy.network import Network, check_parameters
@@ -174,11 +173,26 @@ class Policy:
         Raises:
             ValueError: the parameters do not fit the spec.
         """
+        return b"".join(self.parts())
+
+    def parts(self) -> list[bytes | memoryview]:
+        """The policy's file in pieces, the parameters where they lie: the library would copy them twice.
+
+        Raises:
+            ValueError: the parameters do not fit the spec.
+        """
         check_parameters(self.spec, self.parameters)
-        tensors = {n: np.ascontiguousarray(p, dtype="<f4") for n, p in self.parameters.items()}
+        tensors = {n: np.ascontiguousarray(p, dtype="<f4") for n, p in sorted(self.parameters.items())}
         about = self._about()
         about["digest"] = _digest(about, tensors)
-        return bytes(safetensors.numpy.save(tensors, metadata={_KEY: _canonical(about)}))
+        header: dict[str, Any] = {"__metadata__": {_KEY: _canonical(about)}}
+        at = 0
+        for name, tensor in tensors.items():
+            offsets = [at, at := at + tensor.nbytes]
+            header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": offsets}
+        head = json.dumps(header, separators=(",", ":")).encode()
+        head += b" " * (-len(head) % 8)
+        return [len(head).to_bytes(8, "little"), head, *(each.reshape(-1).data for each in tensors.values())]
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Policy:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +46,16 @@ class VersionFolder:
             updates=algorithm.learner.updates,
         )
         path = self._root / f"{self.version}.safetensors"
-        _replace(path, policy.to_bytes())
-        _replace(self._root / _LATEST, path.name.encode())
+        _replace(path, policy.parts())
+        _replace(self._root / _LATEST, [path.name.encode()])
         self._files.append(path)
         while len(self._files) > self._keep:
             self._files.popleft().unlink(missing_ok=True)
         return path
 
 
-def _replace(path: Path, data: bytes) -> None:
+def _replace(path: Path, parts: Iterable[bytes | memoryview]) -> None:
     aside = path.with_name(f"{_ASIDE}{path.name}")
-    aside.write_bytes(data)
+    with aside.open("wb") as file:
+        file.writelines(parts)
     aside.replace(path)

@@ -30,6 +30,14 @@ class Account:
     doubled: list[str]
     unrecorded: list[str]
     """Turns that the journal names as answered with `recorded=false`: neither memory nor disk took them."""
+    learnable: int = 0
+    """Ratings of turns that the journal has; the trainer cannot learn those of others."""
+
+    def unlearned(self, met: int) -> str:
+        """What is wrong if the trainer, having read all, has met so many ratings; empty: nothing."""
+        if met == self.learnable:
+            return ""
+        return f"the trainer has met {met} of {self.learnable} acknowledged ratings of journaled turns"
 
 
 def account(log: ClientLog, rows: Iterable[Row]) -> Account:
@@ -57,7 +65,9 @@ def account(log: ClientLog, rows: Iterable[Row]) -> Account:
     lost = [decision for decision in log.ratings if decision not in rated]
     missing = [turn for turn in log.turns if not decided[turn]]
     named = [turn for turn in missing if turn in unrecorded]
-    return Account(lost + wrong, [turn for turn in missing if turn not in unrecorded], doubled, named)
+    lost_turns = [turn for turn in missing if turn not in unrecorded]
+    learnable = sum(1 for decision in log.ratings if decided[decision])
+    return Account(lost + wrong, lost_turns, doubled, named, learnable)
 
 
 def journal_rows(data: Path) -> Iterator[Row]:
@@ -73,17 +83,26 @@ def ledger(data: Path) -> tuple[int, str]:
     return ran.returncode, (ran.stderr or ran.stdout).strip()[-500:]
 
 
-async def learned(learner: str, log: ClientLog) -> str:
-    """Waits until the trainer has met every rating, for as long as it gets on; what is wrong otherwise."""
+async def ratings_met(learner: str) -> int:
+    """Waits until the trainer has read all that was said, as long as it gets on; the ratings it has met then.
+
+    Raises:
+        StandsStillError: It does not get on.
+    """
     missing, before = "?", ""
-    while missing and missing != before:
+    while missing != before:
         before = missing
-        missing = await until_nothing_is_missing(partial(_unlearned, learner, log))
-    return missing
+        if not (missing := await until_nothing_is_missing(partial(_unread, learner))):
+            return int((await asyncio.to_thread(status, learner, ANSWER_S)).trainer.rated_turns)
+    raise StandsStillError(missing)
 
 
-def _unlearned(learner: str, log: ClientLog) -> str:
-    """What the trainer has not met; nothing once it knows every rating and no actor holds any back."""
+class StandsStillError(RuntimeError):
+    """The trainer does not read on; the message says what is missing."""
+
+
+def _unread(learner: str) -> str:
+    """What the trainer has not read; nothing once it is at the journal's end and no actor holds any back."""
     try:
         state = status(learner, ANSWER_S)
     except grpc.RpcError as error:
@@ -91,8 +110,8 @@ def _unlearned(learner: str, log: ClientLog) -> str:
     reports = [actor.report for actor in state.actors if actor.connected]
     if held := [report.address for report in reports if report.pending_facts + report.spooled_bytes]:
         return f"facts are held back by {', '.join(held)}"
-    met, given = state.trainer.rated_turns, len(log.ratings)
-    return "" if met == given else f"the trainer has met {met} of {given} acknowledged ratings"
+    behind = state.journal_cursor - state.trainer.journal_cursor
+    return f"the trainer has {behind} facts to read" if behind else ""
 
 
 async def until_nothing_is_missing(look: Callable[[], str]) -> str:

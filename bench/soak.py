@@ -31,7 +31,7 @@ import numpy as np
 from frontends import Frontends, Habits
 from live import QUICKSTART, status
 from processes import Holding, descendants, holding
-from reckoning import PATIENCE_S, Account, account, journal_rows, learned, ledger
+from reckoning import PATIENCE_S, Account, StandsStillError, account, journal_rows, ledger, ratings_met
 from report import Report, quantiles, say
 from turnwise_actor.config import TokenConfig
 from turnwise_actor.policy import Domain, Encoder
@@ -246,14 +246,16 @@ async def measure(plan: Plan, seed: int, data: Path) -> Report:
             watching.cancel()
             frontends.stop()
             await asyncio.gather(talking, return_exceptions=True)
-        if unlearned := await learned(up.learner, frontends.log):
-            soak.watch.failures.append(unlearned)
+        met = await ratings_met(up.learner)
     finally:
         await asyncio.to_thread(up.stop)
     code, words = ledger(data)
     if code:
         soak.watch.failures.append(f"the ledger does not close: {words}")
-    return report_of(soak, account(frontends.log, journal_rows(data)))
+    found = account(frontends.log, journal_rows(data))
+    if unlearned := found.unlearned(met):
+        soak.watch.failures.append(unlearned)
+    return report_of(soak, found)
 
 
 def report_of(soak: Soak, found: Account) -> Report:
@@ -333,7 +335,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="turnwise-soak-") as folder:
         try:
             report = asyncio.run(measure(plan, options.seed, Path(folder) / "data"))
-        except (DeploymentError, OSError) as error:
+        except (DeploymentError, StandsStillError, OSError) as error:
             say(f"soak could not run: {error}")
             return 1
     print(report.line())

@@ -74,6 +74,13 @@ def test_a_turn_that_the_journal_names_as_not_recorded_is_not_lost() -> None:
     naming.fact.unrecorded.append("b")
     found = account(LOG, [WHOLE[0], naming, WHOLE[2]])
     assert (found.lost_turns, found.unrecorded) == ([], ["b"])
+    assert found.unlearned(0) == ""
+
+
+def test_a_rating_that_the_trainer_has_not_met_is_found() -> None:
+    found = account(LOG, WHOLE)
+    assert found.unlearned(1) == ""
+    assert "0 of 1" in found.unlearned(0)
 
 
 def test_two_confirmed_answers_to_one_turn_are_found() -> None:

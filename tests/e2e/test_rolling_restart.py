@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from frontends import Frontends
-from reckoning import account, journal_rows, learned, ledger
+from reckoning import account, journal_rows, ledger, ratings_met
 from tests.e2e.deployment import deployed
 from turnwise_deploy.local import LocalDeployment
 
@@ -38,11 +38,11 @@ def test_no_turn_fails_is_lost_or_doubled_while_every_actor_is_restarted(tmp_pat
         frontends, codes, meanwhile = asyncio.run(talk_through_a_restart(up))
         log = frontends.log
         after = up.pids()
-        assert asyncio.run(learned(up.learner, log)) == ""
+        met = asyncio.run(ratings_met(up.learner))
     assert codes == dict.fromkeys(up.actors, os.EX_OK)
     assert {address for address in before if before[address] != after[address]} == set(up.actors)
     assert meanwhile > PEOPLE
     assert (dict(log.errors), log.undocumented) == ({}, [])
     found = account(log, journal_rows(tmp_path))
-    assert (found.lost_turns, found.lost_feedback, found.doubled) == ([], [], [])
+    assert (found.lost_turns, found.lost_feedback, found.doubled, found.unlearned(met)) == ([], [], [], "")
     assert ledger(tmp_path)[0] == 0

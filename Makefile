@@ -5,9 +5,11 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 READY  := $(VENV)/.installed
 PEERS  := $(VENV)/.peers-installed
+# Debian packages that some tests talk to; those tests are skipped, with the reason, where they are missing.
+SYSTEM := iproute2 openssh-server prometheus rsync
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench up format protos clean
+.PHONY: help setup system demo test lint bench up format protos clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*##/\1\t/' | awk -F '\t' '{printf "  make %-8s%s\n", $$1, $$2}'
@@ -27,10 +29,18 @@ $(PEERS): $(READY)
 	@$(PIP) -e '.[bench]'
 	@touch $@
 
+system:
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! dpkg -s $(SYSTEM) >/dev/null 2>&1; then \
+		echo "Installing Debian packages that tests talk to: $(SYSTEM)"; \
+		apt-get -qq update && DEBIAN_FRONTEND=noninteractive \
+		apt-get -qq install -y --no-install-recommends $(SYSTEM) >/dev/null || \
+		echo "They cannot be installed: tests that need them are skipped"; \
+	fi
+
 demo: setup  ## teach the quickstart bot, stop it, start it again
 	@$(BIN)/python examples/quickstart/demo.py
 
-test: setup  ## every test
+test: setup system  ## every test
 	$(BIN)/python -m pytest
 
 lint: setup  ## ruff, mypy, pyright, import rules, generated code

@@ -34,7 +34,6 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import ray
 import torch
 from gymnasium.spaces import Box, Discrete
 from ray.rllib.algorithms.dqn import DQN, DQNConfig
@@ -42,13 +41,14 @@ from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
+import ray
 from reference import Reference
 from report import Report
 from turnwise_actor.policy import Exploration, NetworkSpec
 from turnwise_learner.trainer.algorithm import TurnwiseDQN, TurnwiseDQNConfig
+from turnwise_learner.trainer.ray_cluster import start_ray
 from turnwise_learner.trainer.replay import ReplayConfig, TurnReplay
 from turnwise_learner.trainer.rl_module import TurnwiseDQNModule
-from turnwise_learner.trainer.training import start_ray
 from turnwise_learner.trainer.turns import Change, Correction, TurnRecord
 from turnwise_learner.trainer.versions import VersionFolder
 
@@ -448,6 +448,7 @@ def main() -> None:
     short = parser.parse_args().short
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
+    torch.set_num_threads(1)
     start_ray()
     try:
         ratios, figures = measure(short)

@@ -56,7 +56,13 @@ def status(learner: str) -> training_pb2.LearnerStatus:
     """What the learner says of itself."""
     with grpc.insecure_channel(learner) as channel:
         stub = training_pb2_grpc.OperatorStub(channel)
-        return stub.GetStatus(training_pb2.GetStatusRequest(), timeout=10, wait_for_ready=True)
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                return stub.GetStatus(training_pb2.GetStatusRequest(), timeout=10, wait_for_ready=True)
+            except grpc.RpcError as error:  # it was killed with the call on its way
+                if error.code() != grpc.StatusCode.UNAVAILABLE or time.monotonic() > deadline:
+                    raise
 
 
 def wait_learned(actor: str, cursor: int) -> float:

@@ -22,7 +22,7 @@ from turnwise_learner.trainer.config import TrainerConfig
 logger = logging.getLogger("turnwise.trainer")
 
 _PR_SET_PDEATHSIG = 1
-_LONGEST_RAY_START_S, _LONGEST_RESTORE_S, _LONGEST_END_S = 180.0, 600.0, 60.0
+_LONGEST_RESTORE_S, _LONGEST_END_S = 600.0, 60.0
 """Beyond it the trainer writes its stacks to the log and ends: one that stands still keeps the next one out,
 and when its service is gone there is nobody else to end it."""
 
@@ -51,12 +51,17 @@ def main(argv: list[str] | None = None) -> int:
         domain = Domain.load(config.domain)
         with _only_one(config.data / "trainer.lock"):
             # Imported late: a bad domain is told at once, not after the seconds that torch and ray take.
-            from turnwise_learner.trainer.training import Training, start_ray
+            # A call that would need Ray after all fails, instead of starting one.
+            os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
+            import torch
 
-            faulthandler.dump_traceback_later(_LONGEST_RAY_START_S, exit=True)
-            start_ray()
+            from turnwise_learner.trainer.ray_cluster import do_without_ray
+            from turnwise_learner.trainer.training import Training
+
+            # One torch thread: at batches of 32 a second one costs more than it brings.
+            torch.set_num_threads(1)
+            do_without_ray()
             faulthandler.dump_traceback_later(_LONGEST_RESTORE_S, exit=True)
-            # After Ray, which sets handlers of its own.
             with on_signals((signal.SIGTERM, signal.SIGINT), ask_to_stop):
                 training = Training(config, domain, stop, wake)
                 # The start's objects stay for good, and looking for cycles among ten thousand dialogues at

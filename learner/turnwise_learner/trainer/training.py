@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import ray
-import torch
 from ray.rllib.core import COMPONENT_LEARNER_GROUP
 
 from turnwise.v1 import dialogue_pb2, training_pb2
@@ -35,20 +33,6 @@ _SAVING_SHARE = 0.05
 end of saving. The journal has them all."""
 _NAMED_COUNTERS = {"turns", "rated_turns", "lessons", "ended"}
 """Those that a report has fields for, or that the service counts."""
-
-
-def start_ray() -> None:
-    """A Ray of this process's own: RLlib wants one even when every component is local."""
-    # One torch thread: at batches of 32 a second one costs more than it brings.
-    torch.set_num_threads(1)
-    ray.init(
-        address="local",
-        num_cpus=1,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-        object_store_memory=100 * 1024 * 1024,
-    )
 
 
 class CommandError(Exception):

@@ -10,10 +10,12 @@ import pytest
 def _ray() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        import torch
+
         import ray
+        from turnwise_learner.trainer.ray_cluster import start_ray
 
-        from turnwise_learner.trainer.training import start_ray
-
+        torch.set_num_threads(1)
         start_ray()
         yield
         ray.shutdown()

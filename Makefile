@@ -9,10 +9,10 @@ PEERS  := $(VENV)/.peers-installed
 SYSTEM := iproute2 openssh-server prometheus rsync
 
 .DEFAULT_GOAL := help
-.PHONY: help setup system demo test lint bench up format protos clean
+.PHONY: help setup system demo test test-cluster lint bench up format protos clean
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*##/\1\t/' | awk -F '\t' '{printf "  make %-8s%s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*##/\1\t/' | awk -F '\t' '{printf "  make %-14s%s\n", $$1, $$2}'
 
 setup: $(READY)  ## the environment alone, in .venv
 
@@ -42,6 +42,9 @@ demo: setup  ## teach the quickstart bot, stop it, start it again
 
 test: setup system  ## every test
 	$(BIN)/python -m pytest
+
+test-cluster: setup system  ## the long test of `ray up` (ten minutes)
+	$(BIN)/python -m pytest tests/deploy/test_cluster.py -m cluster -s
 
 lint: setup  ## ruff, mypy, pyright, import rules, generated code
 	$(BIN)/ruff check .

@@ -61,9 +61,9 @@ class Plan:
     minutes: float = 60.0
     """Measured, after the warm-up."""
     warm_turns: int = int(1.9 * ACTORS * TokenConfig.max_branched)
-    """Until the tables of what an actor remembers have been made anew once: Python doubles one after as many
-    insertions as it has room for, whether or not as many were removed."""
-    """Turns before anything is measured: more than the actors remember, and than replay holds."""
+    """Turns before anything is measured: more than replay holds, and until the tables of what actors remember
+    have grown for the last time. Python doubles one after as many insertions as it has room for, whether or
+    not as many were removed."""
     settle_s: float = 10.0
     """Left out when the pace has fallen after that: what was owed is learned."""
 

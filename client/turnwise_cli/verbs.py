@@ -36,6 +36,7 @@ VERBS = {
     "credential": Verb("credential", "Add, list and revoke the credentials of callers."),
     "rotate-keys": Verb("rotate_keys", "Seal continuation tokens with a new key.", "actor"),
     "check": Verb("check", "Check a domain file: errors, warnings, and the size of what it makes.", "actor"),
+    "cluster": Verb("cluster", "Run the bot on many machines, with Ray.", "learner"),
     "actor": Verb("actor", "Run one actor.", "actor"),
     "learner": Verb("learner", "Run the learner.", "learner"),
     "completion": Verb("completion", "Print the shell's completion script."),

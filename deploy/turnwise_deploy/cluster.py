@@ -1,0 +1,121 @@
+"""A cluster from the machine that launched it: what `ray up` and its sisters do, and what they leave undone.
+
+Whatever concerns the product itself is done on the head (`placement.py`), through `ray exec`.
+"""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+Say = Callable[[str], None]
+
+_SSH_OPTIONS = (
+    *("-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR"),
+    *("-o", "ConnectTimeout=10", "-o", "BatchMode=yes"),
+)
+"""As Ray itself connects to nodes, whose keys nobody knows beforehand."""
+_SSH_S = 240.0
+
+
+class ClusterError(RuntimeError):
+    """A step has failed; the message says which."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """One cluster file."""
+
+    file: Path
+    say: Say
+
+    def up(self, wait_s: float) -> None:
+        """Launches or updates the cluster, and returns when the bot answers.
+
+        Raises:
+            ClusterError: A step has failed; what runs goes on.
+        """
+        self._ray("up", "--yes", "--no-config-cache", str(self.file))
+        self.on_head("status", "--wait", f"{wait_s:g}")
+
+    def on_head(self, *words: str) -> None:
+        """Runs a verb of `turnwise cluster` on the head.
+
+        Raises:
+            ClusterError: It has failed, or the head cannot be reached.
+        """
+        self._ray("exec", str(self.file), shlex.join(["turnwise", "cluster", *words]))
+
+    def down(self) -> None:
+        """Drains the actors, has the learner save, stops Ray on every node; cloud machines are given back.
+
+        A node that cannot be reached is told of, and the rest goes on.
+
+        Raises:
+            ClusterError: Ray itself could not take the cluster down.
+        """
+        self._try("the actors and the learner", lambda: self.on_head("stop"))
+        for ip in self._fixed_workers():
+            self._try(ip, lambda ip=ip: self._stop_node(ip))  # type: ignore[misc]
+        if head := self._fixed_head():
+            self._try(head, lambda: self._ssh(head, "turnwise cluster stop-here"))
+        self._ray("down", "--yes", str(self.file))
+
+    def _try(self, what: str, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except ClusterError as error:
+            self.say(f"{what} could not be stopped: {error}")
+
+    def _stop_node(self, ip: str) -> None:
+        """On machines of one's own, `ray down` leaves Ray running on the workers."""
+        self.say(f"stopping {ip}")
+        self._ssh(ip, "turnwise cluster stop-here; ray stop --grace-period 20")
+
+    def _ssh(self, ip: str, command: str) -> None:
+        auth = self._content.get("auth", {})
+        key = auth.get("ssh_private_key")
+        identity = ("-i", str(Path(key).expanduser())) if key else ()
+        # As Ray runs commands: a login shell that has read ~/.bashrc, where the product's PATH is.
+        remote = f"bash --login -c -i {shlex.quote(f'source ~/.bashrc; {command}')}"
+        _run(["ssh", *_SSH_OPTIONS, *identity, f"{auth.get('ssh_user', 'root')}@{ip}", remote], _SSH_S)
+
+    def _ray(self, *words: str) -> None:
+        _run([str(Path(sys.executable).with_name("ray")), *words], None)
+
+    @property
+    def _content(self) -> dict[str, Any]:
+        try:
+            content = yaml.safe_load(self.file.read_text())
+        except (OSError, yaml.YAMLError) as error:
+            raise ClusterError(f"{self.file}: {error}") from error
+        if not isinstance(content, dict):
+            raise ClusterError(f"{self.file}: got no mapping; wanted a cluster file, as `ray up` takes it")
+        return content
+
+    def _fixed_workers(self) -> list[str]:
+        """IPs of machines that are not made and given back by a provider."""
+        return [str(ip) for ip in self._content.get("provider", {}).get("worker_ips") or ()]
+
+    def _fixed_head(self) -> str:
+        return str(self._content.get("provider", {}).get("head_ip") or "")
+
+
+def _run(command: Sequence[str], timeout_s: float | None) -> None:
+    """In the terminal of the caller: what it prints is seen as it comes."""
+    name = Path(command[0]).name
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, timeout=timeout_s, check=False)
+    except FileNotFoundError as error:
+        raise ClusterError(f"there is no program {name!r}: pip install 'turnwise[learner]'") from error
+    except subprocess.TimeoutExpired as error:
+        raise ClusterError(f"{name} has not ended within {timeout_s:.0f} s") from error
+    if done.returncode:
+        raise ClusterError(f"{name} ended with exit code {done.returncode}")

@@ -1,0 +1,418 @@
+"""Places a learner and actors on the Ray cluster of this machine; to be used on its head.
+
+Each is a post on some node (`post.py`), tied to the cluster by a detached, named Ray actor that renews the
+post's lease: the learner's on the head, one actor a unit of the custom resource `actor_node`. Ray starts a
+Ray actor again after a crash, on another node if its own is gone; a node that is not there yet is waited for,
+or started by the autoscaler. No turn goes through Ray.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import ray.exceptions
+
+import ray
+from turnwise_actor.access.client_access import ClientAccess
+from turnwise_actor.access.files import write_secret
+from turnwise_actor.access.server_access import AccessError, ServerAccess
+from turnwise_actor.policy import Domain, DomainError
+from turnwise_deploy.cluster import ClusterError
+from turnwise_deploy.data_folder import DataFolder
+from turnwise_deploy.post import Order, State, post
+from turnwise_deploy.readiness import Readiness
+
+NAMESPACE, LEARNER, RESOURCE = "turnwise", "learner", "actor_node"
+_HEAD = {"node:__internal_head__": 0.001}
+_RENEW_EVERY_S = 1.0
+_ANSWER_S = 5.0
+"""A Ray actor that does not answer within it is waiting for a node, or its node is gone."""
+_FREE_NAME_S = 30.0
+_ENDS_S = 120.0
+
+logger = logging.getLogger(__name__)
+
+Say = Callable[[str], None]
+
+
+class PlacementError(ClusterError):
+    """The cluster cannot do it; the message says why and what to change."""
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """What `turnwise cluster place` is told. Paths are the same on every node; `~` is each node's own."""
+
+    domain: Path
+    data: Path = Path("~/turnwise-data")
+    actors: int = 1
+    port: int = 50051
+    """Of actor 0; actor K listens on `port` + K, on whatever node it is."""
+    learner_port: int = 50050
+    access: ServerAccess = field(default_factory=ServerAccess)
+    learner_arguments: tuple[str, ...] = ()
+    """Further arguments of `python -m turnwise_learner`."""
+    actor_arguments: tuple[str, ...] = ()
+    """Further arguments of `python -m turnwise_actor`."""
+    outlive_s: float = Order.outlive_s
+    """How long an actor goes on answering when the cluster is gone, before it ends by itself."""
+
+    def __post_init__(self) -> None:
+        if self.actors < 0:
+            raise PlacementError(f"actors: got {self.actors}; wanted 0 or more")
+        if not 0 < self.port <= 65535 - self.actors:
+            raise PlacementError(f"--port: got {self.port}; wanted a port, and one above it an actor")
+        if self.port <= self.learner_port < self.port + self.actors:
+            raise PlacementError(
+                f"port {self.learner_port} is wanted by the learner (--learner-port) and by an actor (--port)"
+            )
+
+    @property
+    def folder(self) -> DataFolder:
+        """The data folder of this node."""
+        return DataFolder(self.data.expanduser())
+
+    @property
+    def door(self) -> str:
+        """Where processes of the head come in to a learner that asks others who they are; else empty."""
+        closed = self.access.certificate is not None or self.access.guarded
+        return f"127.0.0.1:{self.learner_port - 1}" if closed else ""
+
+    def learner_command(self, ip: str) -> tuple[str, ...]:
+        """Of the learner on a node, after `python`."""
+        door = ("--local-listen", self.door) if self.door else ()
+        places = ("--domain", str(self.domain.expanduser()), "--data", str(self.folder.path))
+        listen = ("--listen", f"{ip}:{self.learner_port}", *door, *self._access_here().arguments())
+        return ("-m", "turnwise_learner", *places, *listen, *self.learner_arguments)
+
+    def actor_command(self, ip: str, number: int, learner: str) -> tuple[str, ...]:
+        """Of an actor on a node, after `python`."""
+        folder = self.folder
+        places = ("--domain", str(self.domain.expanduser()), "--learner", learner)
+        files = ("--keys", str(folder.keys), "--spool", str(folder.spool))
+        listen = ("--listen", f"{ip}:{self.port + number}", *self._access_here().arguments())
+        return ("-m", "turnwise_actor", *places, *files, *listen, *self.actor_arguments)
+
+    def _access_here(self) -> ServerAccess:
+        def here(path: Path | None) -> Path | None:
+            return None if path is None else path.expanduser()
+
+        access = self.access
+        return replace(
+            access,
+            certificate=here(access.certificate),
+            key=here(access.key),
+            client_ca=here(access.client_ca),
+            credentials=here(access.credentials),
+        )
+
+
+@dataclass(frozen=True)
+class Placed:
+    """One part of the cluster, as its Ray actor sees it."""
+
+    name: str
+    node: str = ""
+    """Its node's IP; empty: it waits for a node."""
+    address: str = ""
+    """HOST:PORT."""
+    state: State | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process that runs."""
+        return None if self.state is None else self.state.pid
+
+
+class Tie:
+    """The Ray actor that ties a post on its node to the cluster.
+
+    Args:
+        number: Of the actor; None: the learner.
+        learner: Address of the learner.
+        keys: Content of the token keys' file, which all actors share.
+    """
+
+    def __init__(self, config: ClusterConfig, number: int | None, learner: str, keys: str) -> None:
+        self._config, self._node = config, ray.util.get_node_ip_address()
+        name = LEARNER if number is None else f"actor-{number}"
+        folder = config.folder
+        if number is None:
+            self._address, command = learner, config.learner_command(self._node)
+        else:
+            self._address = f"{self._node}:{config.port + number}"
+            command = config.actor_command(self._node, number, learner)
+            folder.spool.mkdir(parents=True, exist_ok=True)
+            if not folder.keys.exists() or folder.keys.read_text() != keys:
+                write_secret(folder.keys, keys)
+        log = folder.logs / f"{name}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self._order = Order(command, str(log), outlive_s=config.outlive_s)
+        self._post = post(folder.path, name)
+        self._untied = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+        self.start()
+
+    def start(self) -> None:
+        """Gives the order, and keeps it in force."""
+        self._post.give(self._order)
+        self._untied.clear()
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+        self._thread.start()
+
+    def config(self) -> ClusterConfig:
+        """What it was placed with."""
+        return self._config
+
+    def describe(self) -> Placed:
+        """How it goes."""
+        state = self._post.state() if self._post.is_kept() else None
+        return Placed(self._post.name, self._node, self._address, state)
+
+    def stop(self, timeout_s: float) -> int | None:
+        """Has the process end; its exit code, None: it has not ended within the time."""
+        self._untied.set()
+        self._thread.join()
+        ended = self._post.stop(timeout_s)
+        state = self._post.state()
+        return state.exit_code if ended and state is not None else None
+
+    def _renew(self) -> None:
+        while True:
+            try:
+                self._post.renew()
+                self._post.ensure_keeper()
+            except Exception:
+                logger.exception("the post %s cannot be renewed", self._post.name)
+            if self._untied.wait(_RENEW_EVERY_S):
+                return
+
+
+@contextlib.contextmanager
+def connected() -> Iterator[None]:
+    """Inside the block, this process is a driver of the Ray cluster that runs on this machine.
+
+    Raises:
+        PlacementError: None does.
+    """
+    try:
+        ray.init(address="auto", namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+    except ConnectionError as error:
+        raise PlacementError(
+            "no Ray cluster runs on this machine; from another one, name the cluster's YAML file"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def place(config: ClusterConfig, say: Say) -> None:
+    """Places a learner and actors, or changes those that are placed; returns before they serve.
+
+    What runs already and is to run as before is not disturbed. Actors above the wanted number are drained.
+
+    Raises:
+        PlacementError: The domain or the access is wrong, or Ray refuses.
+    """
+    ip = ray.util.get_node_ip_address()
+    _check(config, ip)
+    config.folder.ensure_keys()
+    keys, learner = config.folder.keys.read_text(), f"{ip}:{config.learner_port}"
+    wanted = {f"actor-{number}": number for number in range(config.actors)}
+    for name in _actors():
+        if name not in wanted:
+            _remove(name, say)
+    _tie(LEARNER, _HEAD, (config, None, learner, keys))
+    for name, number in wanted.items():
+        _tie(name, {RESOURCE: 1}, (config, number, learner, keys))
+    say(f"placed the learner at {learner} and {config.actors} actors")
+
+
+def scale(actors: int, say: Say) -> None:
+    """Has another number of actors; all else stays as it is.
+
+    Raises:
+        PlacementError: Nothing is placed, or the number is wrong.
+    """
+    place(replace(placed_config(), actors=actors), say)
+
+
+def placed_config() -> ClusterConfig:
+    """What was placed last.
+
+    Raises:
+        PlacementError: Nothing is, or its learner does not answer.
+    """
+    try:
+        config = ray.get(ray.get_actor(LEARNER).config.remote(), timeout=_ANSWER_S)
+    except (ValueError, ray.exceptions.RayError) as error:
+        raise PlacementError("nothing is placed on this cluster: `turnwise cluster place` does") from error
+    assert isinstance(config, ClusterConfig)
+    return config
+
+
+def describe() -> list[Placed]:
+    """All parts, the learner first; those that do not answer wait for a node."""
+    names = [LEARNER, *_actors()] if LEARNER in _names() else _actors()
+    asked = {ray.get_actor(name).describe.remote(): name for name in names}
+    ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_S) if asked else None
+    return [_answer(reply, name) for reply, name in asked.items()]
+
+
+def wait_ready(timeout_s: float, say: Say) -> list[Placed]:
+    """Returns when the learner and every actor serve.
+
+    Raises:
+        PlacementError: They do not within the time; says what is missing.
+    """
+    config, deadline, told = placed_config(), time.monotonic() + timeout_s, ""
+    while True:
+        parts = describe()
+        missing = _missing(config, parts)
+        if not missing:
+            return parts
+        if missing != told:
+            say(f"waiting for {missing}")
+            told = missing
+        if time.monotonic() > deadline:
+            raise PlacementError(f"still waiting for {missing} after {timeout_s:.0f} s")
+        time.sleep(0.5)
+
+
+def drain(names: Sequence[str], timeout_s: float, say: Say) -> bool:
+    """Has actors end once all their facts are with the learner; whether all have.
+
+    One that leaves facts in its spool, the learner being away, is started again to hand them over.
+
+    Raises:
+        PlacementError: There is no actor of that name.
+    """
+    if unknown := sorted(set(names) - set(_actors())):
+        raise PlacementError(f"there is no {', '.join(unknown)}; wanted some of {', '.join(_actors())}")
+    deadline, empty = time.monotonic() + timeout_s, True
+    for name in names or _actors():
+        empty &= _drain(name, deadline, say)
+    return empty
+
+
+def stop(say: Say) -> None:
+    """Drains the actors, has the learner save and end, and takes all of them from the cluster."""
+    for name in _actors():
+        _remove(name, say)
+    if LEARNER in _names():
+        _remove(LEARNER, say)
+
+
+def learner_access(config: ClusterConfig) -> tuple[str, ClientAccess]:
+    """Where a process of the head asks the learner, and what it brings."""
+    if config.door:
+        return config.door, ClientAccess(token_file=config.folder.local_token)
+    return f"{ray.util.get_node_ip_address()}:{config.learner_port}", ClientAccess()
+
+
+def _check(config: ClusterConfig, ip: str) -> None:
+    domain = config.domain.expanduser()
+    if not domain.is_file():
+        raise PlacementError(f"there is no domain file {domain} on the head; name it with --domain")
+    try:
+        Domain.load(domain)
+        config.access.check(f"{ip}:{config.port}")
+    except (DomainError, AccessError) as error:
+        raise PlacementError(str(error)) from error
+
+
+def _names() -> list[str]:
+    return [str(name) for name in ray.util.list_named_actors()]
+
+
+def _actors() -> list[str]:
+    """Names of the actors, by number."""
+    names = [name for name in _names() if name.startswith("actor-")]
+    return sorted(names, key=lambda name: int(name.removeprefix("actor-")))
+
+
+def _tie(name: str, resources: dict[str, float], arguments: tuple[Any, ...]) -> None:
+    """Makes the Ray actor, in the place of one that is there; its process need not notice."""
+    with contextlib.suppress(ValueError):
+        ray.kill(ray.get_actor(name))
+    options = {
+        "name": name,
+        "lifetime": "detached",
+        "max_restarts": -1,
+        "max_concurrency": 4,  # short calls are answered while `stop` waits
+        "num_cpus": 0,
+        "resources": resources,
+    }
+    deadline = time.monotonic() + _FREE_NAME_S
+    while True:
+        try:
+            ray.remote(Tie).options(**options).remote(*arguments)
+            return
+        except ValueError as error:  # the one that was killed still has the name
+            if time.monotonic() > deadline:
+                raise PlacementError(f"{name} cannot be placed: {error}") from error
+            time.sleep(0.2)
+
+
+def _remove(name: str, say: Say) -> None:
+    handle = ray.get_actor(name)
+    say(f"stopping {name}")
+    if _answer(handle.describe.remote(), name).node:
+        code = _get(handle.stop.remote(_ENDS_S), _ENDS_S + _ANSWER_S)
+        if code == os.EX_TEMPFAIL:
+            say(f"{name} left facts in the spool of its node; the next actor there hands them over")
+        elif code is None:
+            say(f"{name} has not ended in time, or its node is gone")
+    ray.kill(handle)
+
+
+def _drain(name: str, deadline: float, say: Say) -> bool:
+    handle = ray.get_actor(name)
+    while True:
+        if not _answer(handle.describe.remote(), name).node:
+            say(f"{name} does not run")
+            return True
+        say(f"draining {name}")
+        code = _get(handle.stop.remote(_ENDS_S), _ENDS_S + _ANSWER_S)
+        if code != os.EX_TEMPFAIL:
+            say(f"{name} has ended" + ("" if code == 0 else f" with {code}"))
+            return bool(code == 0)
+        if time.monotonic() > deadline:
+            say(f"{name} left facts in the spool of its node: the learner did not take them")
+            return False
+        say(f"{name} left facts in its spool: it goes on until the learner has them")
+        _get(handle.start.remote(), _ANSWER_S)
+        time.sleep(5.0)
+
+
+def _answer(reply: Any, name: str) -> Placed:
+    placed = _get(reply, _ANSWER_S)
+    return placed if isinstance(placed, Placed) else Placed(name)
+
+
+def _get(reply: Any, timeout_s: float) -> Any:
+    """None: no answer in time, or nobody there."""
+    try:
+        return ray.get(reply, timeout=timeout_s)
+    except (ray.exceptions.RayError, TimeoutError) as error:
+        logger.debug("no answer: %s", error)
+        return None
+
+
+def _missing(config: ClusterConfig, parts: Sequence[Placed]) -> str:
+    waiting = [part.name for part in parts if not part.pid]
+    if waiting:
+        return ", ".join(waiting) + " (no process yet)"
+    actors = {part.address: part.pid for part in parts if part.name != LEARNER}
+    address, access = learner_access(config)
+    with Readiness(address, access, tuple(actors), config.access.certificate is not None) as readiness:
+        return readiness.missing(actors)

@@ -1,0 +1,136 @@
+"""`ray up` on machines made of namespaces: up, taught over the network, killed, resumed, down."""
+
+import time
+
+import pytest
+
+from tests.deploy.cell import HEAD, Cell
+from tests.deploy.machines import Machines, cannot
+
+pytestmark = [pytest.mark.skipif(bool(cannot()), reason=cannot()), pytest.mark.timeout(900)]
+
+LONGEST_WAIT_S = 5.0
+"""Of a turn, at a fault, retries included: the machines share the cores of one."""
+
+
+@pytest.fixture
+def cell(tmp_path):
+    cell = Cell(Machines(tmp_path), ("worker1", "worker2"))
+    try:
+        cell.begin()
+        yield cell
+    finally:
+        cell.end()
+
+
+def goes_on(cell):
+    """The people are answered still."""
+    before = cell.turns()
+    cell.until(lambda: cell.turns() > before + 20, "nobody is answered any more")
+
+
+def assert_nothing_is_missing(cell, log, name):
+    books, code, words = cell.reckon(log, name)
+    assert (books.lost_feedback, books.lost_turns, books.doubled, log.undocumented) == ([], [], [], [])
+    assert code == 0, words
+
+
+def test_a_cluster_loses_nothing_when_an_actor_and_the_learner_are_killed(cell):
+    cell.up()
+    assert [actor.rpartition(":")[2] for actor in cell.actors] == ["50051", "50052"]
+    cell.talk(seed=1)
+
+    killed_at = time.monotonic()
+    kill_an_actor(cell)
+    goes_on(cell)
+
+    head = cell.machines[HEAD]
+    cell.until(lambda: int(cell.status()["trainer"].get("rated_turns", 0)), "nothing is learned")
+    gone = cell.kill(head, "learner")
+    cell.until(lambda: cell.state(head, "learner")["pid"] not in (None, gone), "the learner stays away")
+    goes_on(cell)
+
+    log = cell.hush()
+    assert log.longest_wait_s(killed_at, killed_at + 3.0) < LONGEST_WAIT_S
+    cell.down()
+    for name in (HEAD, *cell.workers):
+        assert "turnwise_" not in cell.machines[name].run(
+            "ps -eo args | grep -v grep | grep turnwise_ || true"
+        )
+        assert "raylet" not in cell.machines[name].run("ps -eo comm | grep raylet || true")
+    assert_nothing_is_missing(cell, log, "after")
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(3600)
+def test_a_cluster_survives_what_operators_meet(cell):
+    """Minutes long: `make test-cluster`. Prints what each fault cost."""
+    cell.up()
+    cell.talk(seed=2)
+    for fault in (
+        kill_an_actor,
+        cut_a_worker_off,
+        switch_a_worker_off_and_on,
+        kill_the_learner,
+        restart_everything_under_the_bot,
+    ):
+        began = time.monotonic()
+        fault(cell)
+        goes_on(cell)
+        print(f"{fault.__name__}: mended after {time.monotonic() - began:.0f} s")
+    log = cell.hush()
+    for at, name in cell.struck:
+        wait_s = log.longest_wait_s(at, at + 5.0)
+        print(f"{name}: longest wait {wait_s:.2f} s")
+        assert wait_s < LONGEST_WAIT_S
+    print(f"{len(log.turns)} turns, {len(log.ratings)} ratings, errors {dict(log.errors)}")
+    assert int(cell.status()["trainer"].get("updates", 0)) > 0
+    cell.down()
+    assert_nothing_is_missing(cell, log, "after")
+
+
+def kill_an_actor(cell):
+    first = cell.machine_of(cell.actors[0])
+    cell.strike("an actor killed")
+    gone = cell.kill(first, "actor-0")
+    cell.until(lambda: cell.state(first, "actor-0")["pid"] not in (None, gone), "the actor stays away")
+
+
+def cut_a_worker_off(cell):
+    """For so long that Ray takes the node for dead; its actor works on, and Ray takes it up again."""
+    first = cell.machine_of(cell.actors[0])
+    pid = cell.state(first, "actor-0")["pid"]
+    cell.strike("a worker cut off")
+    with cell.machines.cut_off(first.name):
+        time.sleep(75.0)
+        goes_on(cell)
+    cell.until_placed(300.0)
+    assert cell.state(first, "actor-0")["pid"] == pid
+
+
+def switch_a_worker_off_and_on(cell):
+    name = cell.machine_of(cell.actors[1]).name
+    cell.strike("a worker switched off")
+    cell.machines.power_off(name)
+    goes_on(cell)
+    cell.machines.power_on(name)
+    cell.up()
+
+
+def kill_the_learner(cell):
+    head = cell.machines[HEAD]
+    updates = int(cell.status()["trainer"]["updates"])
+    cell.strike("the learner killed")
+    gone = cell.kill(head, "learner")
+    cell.until(lambda: cell.state(head, "learner")["pid"] not in (None, gone), "the learner stays away")
+    cell.until_placed(120.0)
+    assert updates > 0
+
+
+def restart_everything_under_the_bot(cell):
+    """`ray up` again stops and starts Ray on every node; no process of the bot notices."""
+    before = [cell.state(cell.machine_of(actor), f"actor-{i}")["pid"] for i, actor in enumerate(cell.actors)]
+    cell.strike("Ray restarted")
+    cell.up()
+    after = [cell.state(cell.machine_of(actor), f"actor-{i}")["pid"] for i, actor in enumerate(cell.actors)]
+    assert after == before

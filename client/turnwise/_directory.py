@@ -47,6 +47,7 @@ class Directory:
         if not admitted:
             self._miss(source, _nothing_in(source, found))
             return
+        self._errors.pop(source, None)
         now, until = self._clock(), self._until[source]
         gone = {_reached(source, address) for address in leaving}
         for target in set(until) - set(admitted):
@@ -67,7 +68,7 @@ class Directory:
         self._miss(source, kind(f"{source}: {error.message}", code=error.code, reason=error.reason))
 
     def _miss(self, source: Source, error: TurnwiseError) -> None:
-        if self._until[source]:
+        if self._until[source] and source not in self._errors:
             _log.info("%s; its last list of actors stays in use", error)
         self._errors[source] = error
         self._say_why()

@@ -146,6 +146,17 @@ def test_a_list_that_cannot_be_had_changes_nothing() -> None:
     assert world.addresses() == [A, B]
 
 
+def test_an_outage_of_a_source_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    world = Listed(LEARNER)
+    for _ in range(2):
+        world.say(A)
+        for _ in range(3):
+            world.directory.failed(world.sources[0], turnwise.ActorUnavailable("away"))
+    told = [record.getMessage() for record in caplog.records]
+    assert told == [f"{LEARNER}: away; its last list of actors stays in use"] * 2
+
+
 def test_an_address_goes_when_no_source_lists_it_any_more() -> None:
     world = Listed(LEARNER, NAME)
     world.say(A, B)
@@ -305,7 +316,7 @@ def test_a_look_up_that_fails_later_changes_nothing(names: Names, monkeypatch: p
 def test_a_name_that_is_unknown_is_named_in_time(names: Names) -> None:
     with turnwise.Client(NAME, timeout=0.3) as bot:
         begun = time.monotonic()
-        with pytest.raises(turnwise.ActorUnavailable, match="dns:///bot.example:50051: .*not known"):
+        with pytest.raises(turnwise.ActorUnavailable, match=r"dns:///bot.example:50051: .*not known"):
             bot.dialogue().act()
         assert time.monotonic() - begun < 5
 
@@ -313,9 +324,9 @@ def test_a_name_that_is_unknown_is_named_in_time(names: Names) -> None:
 def test_a_name_server_that_hangs_holds_up_no_caller(names: Names) -> None:
     names.answering.clear()
     begun = time.monotonic()
-    with turnwise.Client(NAME, timeout=0.3) as bot:
-        with pytest.raises(turnwise.ActorUnavailable, match="has not answered yet"):
-            bot.dialogue().act()
+    in_vain = pytest.raises(turnwise.ActorUnavailable, match="has not answered yet")
+    with turnwise.Client(NAME, timeout=0.3) as bot, in_vain:
+        bot.dialogue().act()
     assert time.monotonic() - begun < 5
 
 

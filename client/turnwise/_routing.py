@@ -227,7 +227,9 @@ class Router:
     def set_addresses(self, targets: Iterable[str]) -> None:
         """From now on these are the actors; those that stay keep their streams."""
         before = {address.target: address for address in self._addresses}
-        self._addresses = [before.pop(target, None) or Address(target) for target in dict.fromkeys(targets)]
+        self._addresses = [
+            before.pop(target) if target in before else Address(target) for target in dict.fromkeys(targets)
+        ]
         for address in before.values():
             self._leaving.add(address)
             if address.stream is not None:

@@ -226,17 +226,12 @@ def test_tls_and_credentials_are_those_of_the_client(
     machines.start_actor("first")
     with turnwise.Client(address, (tmp_path / "web").read_text(), authority.file) as bot:
         assert bot.dialogue(mode="evaluate").act(text="hello").index == 0
-    for credential, said in (
-        (None, "got none"),
-        ((tmp_path / "node").read_text(), "node has the role actor"),
-    ):
-        with turnwise.Client(address, credential, authority.file) as bot:
-            with pytest.raises(turnwise.AccessDenied, match=said):
-                bot.domain()
-    with (
-        turnwise.Client(address, timeout=1) as plain,
-        pytest.raises(turnwise.ActorUnavailable, match=address),
-    ):
+    for credential, said in ((None, "got none"), ((tmp_path / "node").read_text(), "has the role actor")):
+        refused = pytest.raises(turnwise.AccessDenied, match=said)
+        with turnwise.Client(address, credential, authority.file) as bot, refused:
+            bot.domain()
+    unheard = pytest.raises(turnwise.ActorUnavailable, match=address)
+    with turnwise.Client(address, timeout=1) as plain, unheard:
         plain.domain()
     bring = ["--ca", str(authority.file), "--token-file", str(tmp_path / "web")]
     simulated = ["simulate", address, "--dialogues", "2", "--at-once", "1", "--mode", "evaluate"]

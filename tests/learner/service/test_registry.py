@@ -10,7 +10,6 @@ import pytest
 
 from turnwise.v1 import training_pb2, training_pb2_grpc
 from turnwise_learner.service.actors import Actors, Presence
-from turnwise_learner.service.server import running
 
 A, B = "10.0.0.1:50051", "10.0.0.2:50051"
 
@@ -98,17 +97,15 @@ async def test_an_actor_with_two_streams_is_there_until_both_have_ended(training
         assert await told() == ([B], [])
 
 
-async def test_a_learner_that_stops_takes_nobody_off_the_list(config):
-    async with running(config) as service, grpc.aio.insecure_channel(service.address) as channel:
-        async with reporting(training_pb2_grpc.TrainingStub(channel), A), watching(channel) as told:
-            assert await told() == ([A], [])
-            stopping = asyncio.create_task(service.stop())
-            with pytest.raises(grpc.aio.AioRpcError) as ended:
-                while True:
-                    assert await told() == ([A], [])
-            assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
-            assert "stopping" in (ended.value.details() or "")
-            await stopping
+async def test_a_learner_that_stops_takes_nobody_off_the_list(service, training, channel):
+    async with reporting(training, A), watching(channel) as told:
+        assert await told() == ([A], [])
+        stopping = asyncio.create_task(service.stop())
+        with pytest.raises(grpc.aio.AioRpcError) as ended:
+            await told()
+        assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert "stopping" in (ended.value.details() or "")
+        await stopping
 
 
 @pytest.mark.parametrize(

@@ -207,9 +207,7 @@ async def test_the_list_survives_the_learner(machines: Machines) -> None:
     await while_people_talk(learner, happens)
 
 
-def test_tls_and_credentials_are_those_of_the_client(
-    machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tls_and_credentials_are_those_of_the_client(machines: Machines, tmp_path: Path) -> None:
     authority = Authority(tmp_path / "ca")
     pair, credentials = authority.issue("server"), tmp_path / "credentials.json"
     for name, role in (("web", "frontend"), ("node", "actor")):

@@ -53,7 +53,8 @@ class Actors:
         if not report.address:
             return
         address = _reachable(report.address, presence.peer)
-        if presence.address != address:
+        came = presence.address != address
+        if came:
             self.lose(presence)
             presence.address = address
             if address not in self._known:
@@ -61,8 +62,10 @@ class Actors:
             actor = self._known.setdefault(address, _Actor(report, 0))
             actor.streams += 1
         actor = self._known[address]
+        turned = actor.report.draining != report.draining
         actor.report, actor.last_seen_ms = report, now_ms()
-        self._list()
+        if came or turned:
+            self._list()
 
     def lose(self, presence: Presence) -> None:
         """Notes that a stream has ended."""

@@ -39,8 +39,8 @@ class Client:
         address: `"host:port"` of an actor; `"dns:///name:port"`, each record of which is an actor;
             `"learner://host:port"`, the learner whose actors they are; or a list, mixed at will. Names and
             learners are followed while the client runs: see docs/operations.md.
-        credentials: A bearer token, or a function that gives one; it is asked for each new stream and must
-            return at once. To other machines only over TLS.
+        credentials: A bearer token, or a function that gives one; it is asked for each new stream, in threads
+            of the client, and must return at once. To other machines only over TLS.
         tls: True: the system's authorities. A path: those in this PEM file. Or `grpc.ChannelCredentials`.
             None: plain text.
         timeout: Seconds that a call may take, retries included, unless it says otherwise itself.

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
@@ -159,6 +160,7 @@ async def while_people_talk(learner: str, happens: Callable[[Crowd], Awaitable[N
             await happens(crowd)
         finally:
             await crowd.stop()
+    await eventually(lambda: "turnwise-discovery" not in [each.name for each in threading.enumerate()])
 
 
 def turns_of(learner: str) -> dict[str, int]:

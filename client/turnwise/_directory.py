@@ -1,9 +1,9 @@
 """Keeps a Router's addresses as the sources of a client tell them. Pure, like the Router that it serves.
 
 What a source lists is used at once. An address that it no longer lists *lingers*: it is used for another
-`linger_s`, and goes when it is not back until then, so that a learner that has just started, or a name
-server that tells of some only, takes nothing away; one that is listed as leaving goes at once. A list that
-is empty, or cannot be had, changes nothing.
+`LINGER_S`, and goes when it is not back until then, so that a learner that has just started, or a name
+server that tells of some only, takes nothing away; one that is listed as leaving goes at once. While a list
+is empty, or cannot be had, nothing goes.
 """
 
 import logging
@@ -70,6 +70,7 @@ class Directory:
     def _miss(self, source: Source, error: TurnwiseError) -> None:
         if self._until[source] and source not in self._errors:
             _log.info("%s; its last list of actors stays in use", error)
+        self._until[source] = dict.fromkeys(self._until[source], math.inf)
         self._errors[source] = error
         self._say_why()
 

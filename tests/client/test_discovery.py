@@ -137,6 +137,23 @@ def test_after_an_empty_list_the_others_have_their_time_to_come_back() -> None:
     assert world.addresses() == [A, B]
 
 
+@pytest.mark.parametrize("how", ["empty", "away"])
+def test_who_is_lost_just_before_the_list_is_does_not_go(how: str) -> None:
+    world = Listed(LEARNER)
+    world.say(A, B)
+    world.say(B)
+    world.advance(LINGER_S / 2)
+    if how == "empty":
+        world.say()
+    else:
+        world.directory.failed(world.sources[0], turnwise.ActorUnavailable("away"))
+    world.advance(10 * LINGER_S)
+    assert sorted(world.addresses()) == [A, B]
+    world.say(B)
+    world.advance(LINGER_S)
+    assert world.addresses() == [B]
+
+
 def test_a_list_that_cannot_be_had_changes_nothing() -> None:
     world = Listed(LEARNER)
     world.say(A, B)

@@ -120,6 +120,7 @@ class ActorServer:
         self.stopped = True
         await self._health.enter_graceful_shutdown()
         self._servicer.drain()
+        self._uplink.report_soon()
         await self._server.stop(self._config.drain_s)
         for task in self._tasks:
             task.cancel()

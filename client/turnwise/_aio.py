@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 import grpc
 import grpc.aio
 
-from turnwise._channels import OPTIONS, Connection, Credentials, Tls
+from turnwise._channels import Connection, Credentials, Tls
 from turnwise._coalesce import coalesced
 from turnwise._dialogue import AsyncDialogue
+from turnwise._discovery import Discovery
 from turnwise._errors import ActorUnavailable, Cancelled, ClientClosed, TurnwiseError, error_from_rpc
 from turnwise._replies import Domain, Receipt, Reply
 from turnwise._requests import Request, Revisions, checked_timeout, feedback_request
@@ -135,6 +136,8 @@ class _LoopEngine:
         self._wire = _TaskWire(connection, self._feed)
         self._router = Router(connection.targets, self._wire, time.monotonic)
         self._wire.router = self._router
+        self._discovery = Discovery(connection, self._router, time.monotonic, self._post)
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._resender = Resender(self._router, time.monotonic)
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
@@ -154,6 +157,9 @@ class _LoopEngine:
 
         if self._closed:
             raise ClientClosed("this client is closed")
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+            self._discovery.start()
         call = Call(request, deadline, done)
         self._feed(partial(self._router.submit, call))
         try:
@@ -175,10 +181,20 @@ class _LoopEngine:
         try:
             await flushed.wait()
         finally:
+            self._discovery.stop()
             self._router.close()
             if self._timer is not None:
                 self._timer.cancel()
             await self._wire.close()
+
+    def _post(self, event: Callable[[], None]) -> None:
+        """Has the event loop do something, from another thread; RuntimeError: the loop is closed."""
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._feed_if_open, event)
+
+    def _feed_if_open(self, event: Callable[[], None]) -> None:
+        if not self._closed:
+            self._feed(event)
 
     def _feed(self, event: Callable[[], None]) -> None:
         event()
@@ -233,12 +249,16 @@ class _TaskWire:
 
     def reset(self, stream: Stream) -> None:
         """Closes the connection that the stream uses."""
-        if stream.address in self._channels:
-            self._spawn(self._channels.pop(stream.address)[0].close(None))
+        self.release(stream.address)
 
     def call(self, attempt: Attempt, timeout_s: float) -> None:
         """Makes a unary call."""
         self._spawn(self._unary(attempt, timeout_s))
+
+    def release(self, address: Address) -> None:
+        """Closes the connection to an actor that is gone."""
+        if address in self._channels:
+            self._spawn(self._channels.pop(address)[0].close(None))
 
     async def close(self) -> None:
         """Ends idle streams in good order, cancels the rest, and waits for all of it.
@@ -268,11 +288,11 @@ class _TaskWire:
 
     def _stub(self, address: Address) -> Any:
         if address not in self._channels:
-            tls = self._connection.tls
+            tls, options = self._connection.tls, self._connection.options(address.target)
             if tls is None:
-                channel = grpc.aio.insecure_channel(address.target, OPTIONS)
+                channel = grpc.aio.insecure_channel(address.target, options)
             else:
-                channel = grpc.aio.secure_channel(address.target, tls, OPTIONS)
+                channel = grpc.aio.secure_channel(address.target, tls, options)
             self._channels[address] = channel, DialogueStub(channel)
         return self._channels[address][1]
 

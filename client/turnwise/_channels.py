@@ -2,9 +2,9 @@
 
 import ipaddress
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import grpc
 
@@ -27,38 +27,74 @@ OPTIONS: list[tuple[str, int]] = [
 ]
 
 
+NAME, LEARNER = "dns:///", "learner://"
+_WANTED = "'host:port', 'dns:///name:port' or 'learner://host:port'"
+
+
+class Source(NamedTuple):
+    """Where addresses of actors come from while the client runs."""
+
+    kind: str
+    """`NAME`: each record of a DNS name is an actor. `LEARNER`: the learner's list of its actors."""
+    target: str
+    """`host:port` of the name, or of the learner."""
+
+    def __str__(self) -> str:
+        return f"{self.kind}{self.target}"
+
+
 @dataclass(frozen=True)
 class Connection:
     """What both clients were told about their actors, checked.
 
     Attributes:
         targets: gRPC targets, each once.
+        sources: Tell of more of them while the client runs.
         credentials: A bearer token, or what gives one for each stream and call.
         tls: gRPC's channel credentials; None: plain text.
+        authorities: The name that a target was found under, if any: its certificate is for that name.
     """
 
     targets: tuple[str, ...]
+    sources: tuple[Source, ...]
     credentials: Credentials
     tls: grpc.ChannelCredentials | None
+    authorities: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, address: str | Sequence[str], credentials: Credentials, tls: Tls) -> "Connection":
         """Checks what the caller gave.
 
         Raises:
-            InvalidRequest: No address, one that is not `host:port`, or credentials that would travel in
-                plain text to another machine.
+            InvalidRequest: No address, one of an unknown form, or credentials that would travel in plain
+                text to another machine.
         """
         given = [address] if isinstance(address, str) else list(address)
         if not given:
-            raise invalid("address", address, "'host:port', or a list of them")
-        targets = tuple(dict.fromkeys(_target(each) for each in given))
-        channel_credentials = _tls(tls)
-        if credentials is not None and channel_credentials is None:
-            for target in targets:
-                if not stays_here(target):
-                    raise invalid("tls", tls, f"True or a CA file: credentials go to {target}")
-        return cls(targets, credentials, channel_credentials)
+            raise invalid("address", address, f"{_WANTED}, or a list of them")
+        found = tuple(dict.fromkeys(_target_or_source(each) for each in given))
+        targets = tuple(each for each in found if isinstance(each, str))
+        sources = tuple(each for each in found if isinstance(each, Source))
+        connection = cls(targets, sources, credentials, _tls(tls))
+        for target in (*targets, *(source.target for source in sources)):
+            if not connection.admits(target):
+                raise invalid("tls", tls, f"True or a CA file: credentials go to {target}")
+        return connection
+
+    def admits(self, target: str) -> bool:
+        """Whether a target may be talked to: credentials go to other machines over TLS alone."""
+        return self.credentials is None or self.tls is not None or stays_here(target)
+
+    def channel(self, target: str) -> grpc.Channel:
+        """A channel to a target."""
+        if self.tls is None:
+            return grpc.insecure_channel(target, self.options(target))
+        return grpc.secure_channel(target, self.tls, self.options(target))
+
+    def options(self, target: str) -> list[tuple[str, int | str]]:
+        """Options of a channel to a target."""
+        authority = self.authorities.get(target)
+        return [*OPTIONS] if authority is None else [*OPTIONS, ("grpc.default_authority", authority)]
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """Metadata for a stream or call that begins now.
@@ -73,16 +109,25 @@ class Connection:
         return () if token is None else (("authorization", f"Bearer {token}"),)
 
 
-def _target(address: object) -> str:
-    wanted = "'host:port', such as 'localhost:50051'"
+def _target_or_source(address: object) -> str | Source:
     if not isinstance(address, str):
-        raise invalid("address", address, wanted)
-    if address.startswith(("unix:", "dns:", "ipv4:", "ipv6:")):
-        return address
-    host, _, port = address.rpartition(":")
-    if not host or "/" in address or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise invalid("address", address, wanted)
+        raise invalid("address", address, _WANTED)
+    for kind, wanted in ((NAME, "'dns:///name:port'"), (LEARNER, "'learner://host:port'")):
+        if address.startswith(kind):
+            target = address.removeprefix(kind)
+            if not is_host_and_port(target):
+                raise invalid("address", address, f"{wanted}, with a port from 1 to 65535")
+            return Source(kind, target)
+    if not address.startswith(("unix:", "dns:", "ipv4:", "ipv6:")) and not is_host_and_port(address):
+        raise invalid("address", address, _WANTED)
     return address
+
+
+def is_host_and_port(text: str) -> bool:
+    """Whether it is `host:port`."""
+    host, _, port = text.rpartition(":")
+    plain = host != "" and not set("/, ") & set(host)
+    return plain and port.isascii() and port.isdecimal() and 0 < int(port) < 65536
 
 
 def _tls(tls: Tls) -> grpc.ChannelCredentials | None:

@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 
 import grpc
 
-from turnwise._channels import OPTIONS, Connection, Credentials, Tls
+from turnwise._channels import Connection, Credentials, Tls
 from turnwise._coalesce import coalesced
 from turnwise._dialogue import Dialogue
+from turnwise._discovery import Discovery
 from turnwise._errors import ClientClosed, DeadlineExceeded, TurnwiseError, error_from_rpc
 from turnwise._replies import Domain, Receipt, Reply
 from turnwise._requests import Request, Revisions, checked_timeout, feedback_request
@@ -35,9 +36,11 @@ class Client:
     actor could only spool are sent again in the background until the learner has them.
 
     Args:
-        address: `"host:port"` of an actor, or a list of them.
-        credentials: A bearer token, or a function that gives one; it is asked for each new stream and must
-            return at once. To other machines only over TLS.
+        address: `"host:port"` of an actor; `"dns:///name:port"`, each record of which is an actor;
+            `"learner://host:port"`, the learner whose actors they are; or a list, mixed at will. Names and
+            learners are followed while the client runs: see docs/operations.md.
+        credentials: A bearer token, or a function that gives one; it is asked for each new stream, in threads
+            of the client, and must return at once. To other machines only over TLS.
         tls: True: the system's authorities. A path: those in this PEM file. Or `grpc.ChannelCredentials`.
             None: plain text.
         timeout: Seconds that a call may take, retries included, unless it says otherwise itself.
@@ -186,12 +189,14 @@ class _Engine:
         self._wire = _ThreadWire(connection, self._inbox.put)
         self._router = Router(connection.targets, self._wire, time.monotonic)
         self._wire.router = self._router
+        self._discovery = Discovery(connection, self._router, time.monotonic, self._inbox.put)
         self._resender = Resender(self._router, time.monotonic)
         self._stopping = False
         # Re-entrant: the finalizer of a dropped client may run in a thread that is posting.
         self._gate = threading.RLock()
         self._thread = threading.Thread(target=self._work, name="turnwise-client", daemon=True)
         self._thread.start()
+        self._discovery.start()
 
     def counters(self) -> Counters:
         """A copy."""
@@ -256,6 +261,7 @@ class _Engine:
         finally:
             with self._gate:
                 self._stopping = True
+            self._discovery.stop()
             self._router.close()
             while not self._inbox.empty():
                 self._inbox.get()()
@@ -301,8 +307,7 @@ class _ThreadWire:
 
     def reset(self, stream: Stream) -> None:
         """Closes the connection that the stream uses."""
-        if stream.address in self._channels:
-            self._channels.pop(stream.address)[0].close()
+        self.release(stream.address)
 
     def call(self, attempt: Attempt, timeout_s: float) -> None:
         """Makes a unary call."""
@@ -317,6 +322,11 @@ class _ThreadWire:
         )
         future.add_done_callback(partial(self._called, attempt))
 
+    def release(self, address: Address) -> None:
+        """Closes the connection to an actor that is gone."""
+        if address in self._channels:
+            self._channels.pop(address)[0].close()
+
     def close(self) -> None:
         """Cancels everything and waits for the readers."""
         for channel, _ in self._channels.values():
@@ -328,11 +338,7 @@ class _ThreadWire:
 
     def _stub(self, address: Address) -> DialogueStub:
         if address not in self._channels:
-            tls = self._connection.tls
-            if tls is None:
-                channel = grpc.insecure_channel(address.target, OPTIONS)
-            else:
-                channel = grpc.secure_channel(address.target, tls, OPTIONS)
+            channel = self._connection.channel(address.target)
             self._channels[address] = channel, DialogueStub(channel)
         return self._channels[address][1]
 

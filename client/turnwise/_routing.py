@@ -9,12 +9,15 @@ no actor can take it now, it waits. An actor that is unavailable is left alone f
 placed at another at once; an actor silent for `hedge_after_s` keeps its attempt, and the call is placed
 at a second one as well. The first answer wins, an error that would not change by asking again included.
 What is sent again keeps its request_id, so that nothing is ever done twice.
+
+The actors may change at any time: a new one is used at once; one that goes gets no more calls, finishes
+those that it has, and is then let go of.
 """
 
 import heapq
 import random
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from itertools import count
@@ -163,14 +166,21 @@ class Wire(Protocol):
     def call(self, attempt: Attempt, timeout_s: float) -> None:
         """Makes a unary call; its end comes back as `answered` or `failed`."""
 
+    def release(self, address: Address) -> None:
+        """Closes the connection of an address on which nothing goes on, and never will again."""
+
 
 class Router:
     """Places calls at actors; see the module's docstring.
 
     Args:
-        targets: Addresses of the actors, at least one.
+        targets: Addresses of the actors, as far as they are known yet.
         wire: Does the sending.
         clock: Monotonic seconds.
+
+    Attributes:
+        on_reply: Called with each reply to a call that waits for it.
+        on_trouble: Called when an actor was found unavailable.
     """
 
     def __init__(
@@ -182,10 +192,13 @@ class Router:
     ) -> None:
         self.counters = Counters()
         self.on_reply: Callable[[Call, Reply], None] = lambda call, reply: None
+        self.on_trouble: Callable[[], None] = lambda: None
         self._config = config or RoutingConfig()
         self._wire = wire
         self._clock = clock
         self._addresses = [Address(target) for target in targets]
+        self._leaving: set[Address] = set()  # no longer one of the actors; they finish what they have
+        self._why_nobody: TurnwiseError = ActorUnavailable("no actor is known")
         self._turn = 0
         self._ids = count(1)
         self._waiting: deque[Call] = deque()
@@ -210,6 +223,27 @@ class Router:
     def cancel(self, call: Call) -> None:
         """The caller no longer waits; what was sent may still be carried out."""
         self._finish(call, Cancelled("the caller stopped waiting"))
+
+    def set_addresses(self, targets: Iterable[str]) -> None:
+        """From now on these are the actors; those that stay keep their streams."""
+        before = {address.target: address for address in self._addresses}
+        self._addresses = [
+            before.pop(target) if target in before else Address(target) for target in dict.fromkeys(targets)
+        ]
+        for address in before.values():
+            self._leaving.add(address)
+            if address.stream is not None:
+                self._retire(address.stream)
+            self._let_go(address)
+        self._place_waiting()
+
+    def nobody_because(self, error: TurnwiseError) -> None:
+        """Why no actor is known, for the calls that find none.
+
+        They wait until their deadline if it is ActorUnavailable, and fail at once with anything else.
+        """
+        self._why_nobody = error
+        self._place_waiting()
 
     def close(self) -> None:
         """Fails all calls with ClientClosed and takes no more."""
@@ -298,6 +332,7 @@ class Router:
             else:
                 suspicious = error is not None and not isinstance(error, ActorUnavailable)
                 self._try_again(attempt.call, error, suspicious=suspicious)
+        self._let_go(address)
         self._place_waiting()
 
     # ---- time
@@ -320,11 +355,19 @@ class Router:
     # ---- how
 
     def _place(self, call: Call) -> None:
-        address = self._choose(call)
-        if address is None:
+        if not self._placed(call):
             self._waiting.append(call)
-        else:
+
+    def _placed(self, call: Call) -> bool:
+        """Sends the call, or fails it where no actor will ever be known; False: it has to wait."""
+        address = self._choose(call)
+        if address is not None:
             self._send(call, address)
+        elif not self._addresses and not isinstance(self._why_nobody, ActorUnavailable):
+            self._finish(call, self._why_nobody)
+        else:
+            return False
+        return True
 
     def _choose(self, call: Call, *, trusted: bool = False) -> Address | None:
         """The least loaded actor that can take the call now; ties rotate."""
@@ -371,10 +414,14 @@ class Router:
 
     def _drain(self, stream: Stream) -> None:
         """New requests go elsewhere where they can, to a new stream where not."""
+        stream.address.avoid_until = self._clock() + self._config.avoid_s
+        self._retire(stream)
+
+    def _retire(self, stream: Stream) -> None:
+        """The stream gets no more requests, and ends after the last answer."""
         stream.draining = True
         if stream.address.stream is stream:
             stream.address.stream = None
-        stream.address.avoid_until = self._clock() + self._config.avoid_s
         if not stream.attempts:
             self._wire.finish(stream)
 
@@ -389,6 +436,15 @@ class Router:
             stream.attempts.pop(attempt.id, None)
             if stream.draining and not stream.attempts and stream in self._streams:
                 self._wire.finish(stream)
+        self._let_go(attempt.address)
+
+    def _let_go(self, address: Address) -> None:
+        """Closes the connection of an actor that has gone, once nothing goes on there."""
+        if address not in self._leaving or address.in_flight:
+            return
+        if not any(stream.address is address for stream in self._streams):
+            self._leaving.discard(address)
+            self._wire.release(address)
 
     def _settle_down(self, attempt: Attempt) -> None:
         """The actor has spoken: it is not silent. A draining one is avoided all the same."""
@@ -408,6 +464,7 @@ class Router:
         address.error = error
         address.retry_at = self._clock() + delay
         self.later(delay, self._place_waiting)
+        self.on_trouble()
 
     def _try_again(self, call: Call, error: TurnwiseError | None, *, suspicious: bool = False) -> None:
         if call.finished:
@@ -426,11 +483,9 @@ class Router:
             call = self._waiting.popleft()
             if call.finished:
                 continue
-            address = self._choose(call)
-            if address is None:
+            if not self._placed(call):
                 self._waiting.appendleft(call)
                 return  # the others of the queue find no place either
-            self._send(call, address)
 
     def _check_later(self, call: Call) -> None:
         remaining = max(0.0, call.deadline - self._clock())
@@ -451,7 +506,7 @@ class Router:
 
     def _hedge(self, call: Call, now: float) -> None:
         silent = [a for a in call.attempts if now - a.sent_at >= self._config.hedge_after_s * 0.99]
-        if not silent or len(self._addresses) == 1:
+        if not silent or self._addresses == [silent[0].address]:
             return
         for attempt in silent:
             attempt.address.avoid_until = now + self._config.avoid_s
@@ -474,9 +529,12 @@ class Router:
                 self.broke(stream, ActorUnavailable(f"{stream.address.target} fell silent"))
 
     def _expire(self, call: Call) -> None:
-        names = ", ".join(address.target for address in self._addresses)
+        asked = [attempt.address for attempt in call.attempts]
+        names = ", ".join(address.target for address in dict.fromkeys([*self._addresses, *asked]))
         refused = [address.error for address in self._addresses if address.retry_at > self._clock()]
         last = call.error or next((error for error in refused if error), None)
+        if not self._addresses and not call.sends:
+            last = self._why_nobody
         if isinstance(last, ActorUnavailable) and not call.attempts:
             self._finish(call, last)
         elif call.sends:

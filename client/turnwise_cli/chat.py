@@ -38,7 +38,10 @@ _TOOLBAR = " + - rate the answer   /fix ACTION teaches   /undo   /end OUTCOME   
 def command(
     addresses: tuple[str, ...], user: str | None, mode: str, token: str | None, access: ClientAccess
 ) -> int:
-    """Talk to the bot at ADDRESS (HOST:PORT; default localhost:50051) and teach it.
+    """Talk to the bot at ADDRESS (default localhost:50051) and teach it.
+
+    An ADDRESS is an actor's HOST:PORT, dns:///NAME:PORT for all actors of a name, or learner://HOST:PORT for
+    those of a learner.
 
     Typed lines are said to the bot. `+`, `-` and numbers rate its last answer, `/fix ACTION` says which
     would have been right; `/help` lists the rest. Lines can be piped in, too: exit code 1 when one of

@@ -87,6 +87,9 @@ def command(
 ) -> int:
     """Let simulated people talk to the bot at ADDRESS (default localhost:50051) and rate it.
 
+    An ADDRESS is an actor's HOST:PORT, dns:///NAME:PORT for all actors of a name, or learner://HOST:PORT for
+    those of a learner.
+
     They say phrases made up from the seed; each phrase has one right action, made up too: best reward if
     the bot takes it, worst if not. This teaches the bot nonsense, so not the bot that serves people; --domain
     starts one for the run.

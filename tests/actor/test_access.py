@@ -21,6 +21,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 import turnwise
 from tests.authority import Authority
+from turnwise import _discovery
 from turnwise.v1 import dialogue_pb2 as pb
 from turnwise.v1 import training_pb2
 from turnwise.v1.training_pb2_grpc import add_TrainingServicer_to_server
@@ -163,6 +164,21 @@ async def test_the_sdk_talks_over_tls_with_a_bearer_token(
                 await call
 
 
+async def test_an_actor_found_by_name_shows_a_certificate_of_that_name(
+    new_actor: ActorFactory, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actor, _ = await new_actor(access=authority.server(), listen_address="127.0.0.2:0")
+    port = actor.address.rpartition(":")[2]
+    monkeypatch.setattr(_discovery, "look_up", lambda host, port: [actor.address])
+    async with turnwise.AsyncClient(f"dns:///localhost:{port}", tls=authority.file) as bot:
+        assert (await bot.domain()).name == "shop"
+        assert (await bot.dialogue().act(text="hello", features=[0, 0])).index == 0
+    for address in (actor.address, f"dns:///another.example:{port}"):
+        async with turnwise.AsyncClient(address, tls=authority.file, timeout=1) as bot:
+            with pytest.raises(turnwise.ActorUnavailable):
+                await bot.domain()
+
+
 def test_every_method_has_a_rule_and_what_has_none_is_for_nobody() -> None:
     services = [
         pb.DESCRIPTOR.services_by_name["Dialogue"],
@@ -171,6 +187,7 @@ def test_every_method_has_a_rule_and_what_has_none_is_for_nobody() -> None:
     wanted = {
         "Dialogue": {"frontend", "teacher"},
         "Training": {"actor"},
+        "Registry": {"frontend", "teacher", "operator"},
         "Operator": {"operator"},
         "Trainer": {"trainer"},
     }

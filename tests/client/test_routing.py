@@ -19,6 +19,7 @@ class Wire:
 
     def __init__(self):
         self.opened, self.sent, self.finished, self.reset_streams, self.calls = [], [], [], [], []
+        self.released = []
 
     def open(self, stream):
         self.opened.append(stream)
@@ -34,6 +35,9 @@ class Wire:
 
     def call(self, attempt, timeout_s):
         self.calls.append((attempt, timeout_s))
+
+    def release(self, address):
+        self.released.append(address)
 
 
 class World:
@@ -389,3 +393,136 @@ def test_a_flush_sends_all_at_once_and_ends_in_time():
     world.advance(3)
     assert done == [pytest.approx(1002.0)]
     assert (world.router.counters.resent, world.router.counters.given_up) == (1, 3)
+
+
+def test_a_new_actor_is_used_at_once_and_those_that_stay_keep_their_streams():
+    world = World("a")
+    for _ in range(2):
+        world.submit()
+    world.router.set_addresses(["a", "b"])
+    world.submit()
+    assert world.targets() == ["a", "a", "b"]
+    world.answer(0)
+    world.answer(1)
+    world.submit()
+    assert world.targets()[-1] == "a"
+    assert len(world.wire.opened) == 2
+    assert (world.wire.finished, world.wire.released) == ([], [])
+
+
+def test_an_actor_that_goes_finishes_what_is_in_flight_and_gets_no_more():
+    world = World("a", "b")
+    calls = [world.submit() for _ in range(4)]
+    gone = next(stream for stream in world.wire.opened if stream.address.target == "a")
+    world.router.set_addresses(["b"])
+    for _ in range(4):
+        world.submit()
+    assert world.targets()[4:] == ["b"] * 4
+    assert world.wire.finished == []
+    for place, target in enumerate(world.targets()[:4]):
+        if target == "a":
+            world.answer(place)
+    assert sum(call in world.outcomes for call in calls) == 2
+    assert (world.wire.finished, world.wire.released) == ([gone], [])
+    world.router.broke(gone, None)
+    assert world.wire.released == [gone.address]
+    assert world.router.counters.retries == 0
+
+
+def test_an_idle_actor_that_goes_is_let_go_of_when_its_stream_has_ended():
+    world = World("a", "b")
+    world.submit()
+    (stream,) = world.wire.opened
+    other = {"a": "b", "b": "a"}[stream.address.target]
+    world.answer()
+    world.router.set_addresses([stream.address.target])
+    assert [address.target for address in world.wire.released] == [other]
+    world.router.set_addresses([other])
+    assert (world.wire.finished, len(world.wire.released)) == ([stream], 1)
+    world.router.broke(stream, None)
+    assert len(world.wire.released) == 2
+
+
+def test_what_a_gone_actor_did_not_answer_is_asked_of_the_others():
+    world = World("a")
+    silent = world.submit()
+    world.router.set_addresses(["b"])
+    world.advance(0.31)
+    assert world.targets() == ["a", "b"]
+    world.answer()
+    assert world.outcomes[silent].action == "greet"
+    broken = World("a")
+    call = broken.submit()
+    broken.router.set_addresses(["b"])
+    broken.router.broke(broken.wire.opened[0], UNAVAILABLE)
+    assert broken.targets() == ["a", "b"]
+    assert [address.target for address in broken.wire.released] == ["a"]
+    broken.answer()
+    assert broken.outcomes[call].action == "greet"
+
+
+def test_an_unary_call_under_way_keeps_the_connection_of_an_actor_that_is_gone():
+    world = World("a", "b")
+    world.submit(request=pb.DescribeDomainRequest())
+    attempt, _ = world.wire.calls[0]
+    world.router.set_addresses([{"a": "b", "b": "a"}[attempt.address.target]])
+    assert world.wire.released == []
+    world.router.answered(attempt, pb.DomainDescription())
+    assert world.wire.released == [attempt.address]
+
+
+def test_an_actor_that_comes_back_is_met_without_prejudice():
+    world = World("a", "b")
+    world.submit()
+    stream = world.wire.opened[0]
+    world.router.broke(stream, UNAVAILABLE)
+    world.router.set_addresses([world.targets()[1]])
+    world.router.set_addresses(["a", "b"])
+    world.submit()
+    assert world.targets()[2] == stream.address.target
+    assert world.wire.opened[2].address is not stream.address
+
+
+def test_calls_wait_for_the_first_actor():
+    world = World()
+    calls = [world.submit() for _ in range(3)]
+    world.advance(2)
+    assert world.wire.sent == []
+    world.router.set_addresses(["a"])
+    assert world.targets() == ["a"] * 3
+    for place in range(3):
+        world.answer(place)
+    assert set(world.outcomes) == set(calls)
+
+
+def test_who_waits_in_vain_for_an_actor_is_told_why_there_is_none():
+    world = World()
+    world.router.nobody_because(turnwise.ActorUnavailable("the list cannot be had"))
+    call = world.submit(timeout_s=2)
+    world.advance(1.9)
+    assert world.outcomes == {}
+    world.advance(0.1)
+    assert isinstance(world.outcomes[call], turnwise.ActorUnavailable)
+    assert "the list cannot be had" in str(world.outcomes[call])
+
+
+def test_a_reason_that_waiting_will_not_change_fails_calls_at_once():
+    world = World()
+    waiting = [world.submit() for _ in range(3)]
+    world.router.nobody_because(turnwise.AccessDenied("who are you?"))
+    waiting.append(world.submit())
+    assert {type(world.outcomes[call]) for call in waiting} == {turnwise.AccessDenied}
+    world.router.set_addresses(["a"])
+    call = world.submit()
+    world.answer()
+    assert world.outcomes[call].action == "greet"
+
+
+def test_trouble_with_an_actor_is_told():
+    world = World("a", "b")
+    troubles = []
+    world.router.on_trouble = lambda: troubles.append(world.now)
+    world.submit()
+    assert troubles == []
+    world.router.broke(world.wire.opened[0], UNAVAILABLE)
+    assert troubles == [world.now]

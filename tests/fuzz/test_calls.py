@@ -1,4 +1,4 @@
-"""Every call of the four services with anything in it: documented statuses alone, and it goes on serving."""
+"""Every call of the five services with anything in it: documented statuses alone, and it goes on serving."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ DOCUMENTED = {
     grpc.StatusCode.UNAVAILABLE,
 }
 _DIALOGUE = dialogue_pb2.DESCRIPTOR.services_by_name["Dialogue"]
-_LEARNER = [training_pb2.DESCRIPTOR.services_by_name[name] for name in ("Training", "Operator")]
+_LEARNER = [training_pb2.DESCRIPTOR.services_by_name[name] for name in ("Training", "Operator", "Registry")]
 METHODS = {m.name: m for service in (_DIALOGUE, *_LEARNER) for m in service.methods}
 LONE = [name for name, method in METHODS.items() if not method.client_streaming]
 _KINDS: dict[str, Any] = {

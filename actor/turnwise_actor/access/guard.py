@@ -34,6 +34,7 @@ RULES: Mapping[str, frozenset[str] | None] = {
     "turnwise.v1.Dialogue": frozenset({"frontend", "teacher"}),
     "turnwise.v1.Dialogue/DescribeDomain": frozenset({"frontend", "teacher", "operator"}),
     "turnwise.v1.Training": frozenset({"actor"}),
+    "turnwise.v1.Registry": frozenset({"frontend", "teacher", "operator"}),
     "turnwise.v1.Operator": frozenset({"operator"}),
     "turnwise.v1.Trainer": frozenset({TRAINER}),
     "grpc.health.v1.Health": None,

@@ -154,6 +154,89 @@ class Training(object):
             _registered_method=True)
 
 
+class RegistryStub(object):
+    """---------------------------------------------------------------------------------------------
+    Frontend -> learner: where the actors are.
+
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.WatchActors = channel.unary_stream(
+                '/turnwise.v1.Registry/WatchActors',
+                request_serializer=turnwise_dot_v1_dot_training__pb2.WatchActorsRequest.SerializeToString,
+                response_deserializer=turnwise_dot_v1_dot_training__pb2.ActorList.FromString,
+                _registered_method=True)
+
+
+class RegistryServicer(object):
+    """---------------------------------------------------------------------------------------------
+    Frontend -> learner: where the actors are.
+
+    """
+
+    def WatchActors(self, request, context):
+        """The present list at once, then each change, newest only: lists that came while one was on its way are
+        skipped. UNAVAILABLE ends the stream of a learner that stops: keep the last list and ask again. Retry: any time.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_RegistryServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'WatchActors': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchActors,
+                    request_deserializer=turnwise_dot_v1_dot_training__pb2.WatchActorsRequest.FromString,
+                    response_serializer=turnwise_dot_v1_dot_training__pb2.ActorList.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'turnwise.v1.Registry', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('turnwise.v1.Registry', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Registry(object):
+    """---------------------------------------------------------------------------------------------
+    Frontend -> learner: where the actors are.
+
+    """
+
+    @staticmethod
+    def WatchActors(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/turnwise.v1.Registry/WatchActors',
+            turnwise_dot_v1_dot_training__pb2.WatchActorsRequest.SerializeToString,
+            turnwise_dot_v1_dot_training__pb2.ActorList.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
 class OperatorStub(object):
     """---------------------------------------------------------------------------------------------
     Operator -> learner.

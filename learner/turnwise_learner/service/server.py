@@ -25,6 +25,7 @@ from turnwise_learner.service.broadcast import Broadcast, PolicyOnAir, newest_po
 from turnwise_learner.service.config import ServiceConfig
 from turnwise_learner.service.journal import Journal, JournalLock
 from turnwise_learner.service.operator import OperatorServicer
+from turnwise_learner.service.registry import RegistryServicer
 from turnwise_learner.service.standing_orders import StandingOrders
 from turnwise_learner.service.supervisor import Supervisor
 from turnwise_learner.service.trainer_link import TrainerLink, TrainerServicer
@@ -33,7 +34,7 @@ from turnwise_learner.service.training import TrainingServicer
 log = logging.getLogger(__name__)
 
 _SERVICES = tuple(
-    training_pb2.DESCRIPTOR.services_by_name[name].full_name for name in ("Training", "Operator")
+    training_pb2.DESCRIPTOR.services_by_name[name].full_name for name in ("Training", "Operator", "Registry")
 )
 _LAST_CALLS_S = 0.5
 """Time for calls in flight, once the trainer has ended."""
@@ -119,6 +120,7 @@ class Service:
         """Ends everything but the journal, in order; see the class."""
         log.info("stopping: facts are no longer taken")
         await self._health.enter_graceful_shutdown()
+        self._actors.close()
         self._training.drain()
         if self.supervisor is not None:
             await self.supervisor.stop()
@@ -168,6 +170,7 @@ class Service:
         for server in (self._server, self._local_server):
             training_pb2_grpc.add_TrainingServicer_to_server(self._training, server)
             training_pb2_grpc.add_OperatorServicer_to_server(operator, server)
+            training_pb2_grpc.add_RegistryServicer_to_server(RegistryServicer(self._actors), server)
             health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         training_pb2_grpc.add_TrainerServicer_to_server(TrainerServicer(self._link), self._local_server)
         names = (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)

@@ -65,7 +65,7 @@ class TrainingServicer(training_pb2_grpc.TrainingServicer):
         async with Answering(context) as call:
             if self._draining:
                 raise unavailable(STOPPING)
-            stream = _Stream(Presence(self._actors))
+            stream = _Stream(Presence(self._actors, call.peer()))
             stream.reader = asyncio.create_task(self._read(call, stream), name="facts-reader")
             self._streams.add(stream)
             try:

@@ -105,6 +105,29 @@ async def test_only_actors_bring_facts_and_get_policies(
         assert "is for actor" in told
 
 
+@pytest.mark.parametrize("role", ["frontend", "teacher", "operator"])
+async def test_who_talks_to_actors_may_ask_where_they_are(
+    guarded: Service, authority: Authority, tmp_path: Path, role: str
+) -> None:
+    access = authority.client(token_file=tmp_path / role)
+    request = training_pb2.WatchActorsRequest()
+    assert await call(guarded.address, access, "Registry", "WatchActors", request) == "ActorList"
+
+
+async def test_an_actor_has_no_business_with_the_others(
+    guarded: Service, authority: Authority, tmp_path: Path
+) -> None:
+    request = training_pb2.WatchActorsRequest()
+    access = authority.client(token_file=tmp_path / "actor")
+    told = await call(guarded.address, access, "Registry", "WatchActors", request)
+    assert told == (
+        "PERMISSION_DENIED: /turnwise.v1.Registry/WatchActors is for frontend or operator or teacher; "
+        "actor has the role actor"
+    )
+    nobody = await call(guarded.address, authority.client(), "Registry", "WatchActors", request)
+    assert nobody.startswith("UNAUTHENTICATED")
+
+
 async def test_without_a_token_nothing_is_answered(guarded: Service, authority: Authority) -> None:
     told = await status(guarded.address, authority.client())
     assert told.startswith("UNAUTHENTICATED: /turnwise.v1.Operator/GetStatus: got none")

@@ -35,6 +35,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="HOST:PORT",
         help="loopback, for the trainer and other processes of this machine",
     )
+    parser.add_argument("--metrics-listen", metavar="HOST:PORT", help="metrics for Prometheus, plain HTTP")
     parser.add_argument("--no-trainer", action="store_true", help="start no trainer; one may attach")
     for name, text in _TRAINER_OPTIONS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", metavar="N", help=f"handed to the trainer: {text}")
@@ -56,6 +57,7 @@ def _config(arguments: argparse.Namespace) -> ServiceConfig:
         listen=arguments.listen,
         local_listen=arguments.local_listen,
         access=_access(arguments),
+        metrics_listen=arguments.metrics_listen,
         start_trainer=not arguments.no_trainer,
         trainer_options=tuple(options),
     )

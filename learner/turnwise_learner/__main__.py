@@ -39,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-trainer", action="store_true", help="start no trainer; one may attach")
     for name, text in _TRAINER_OPTIONS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", metavar="N", help=f"handed to the trainer: {text}")
+    parser.add_argument("--no-tensorboard", action="store_true", help="the trainer writes no event files")
     parser.add_argument("--log-level", choices=_LEVELS, default="info")
     parser.add_argument("--log-file", type=Path, metavar="FILE", help="instead of standard error")
     server_access.add_options(parser)
@@ -51,6 +52,8 @@ def _config(arguments: argparse.Namespace) -> ServiceConfig:
         value = getattr(arguments, name)
         if value is not None:
             options += [f"--{name.replace('_', '-')}", value]
+    if arguments.no_tensorboard:
+        options.append("--no-tensorboard")
     return ServiceConfig(
         domain=arguments.domain.resolve(),
         data=arguments.data.resolve(),

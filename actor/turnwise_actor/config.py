@@ -104,7 +104,7 @@ class ActorConfig:
     address_file: Path | None = None
     """Written with host:port once the actor listens."""
     metrics_listen: str | None = None
-    """host:port where Prometheus reads metrics over plain HTTP; port 0 lets the system choose. None: nowhere."""
+    """host:port where Prometheus reads metrics, over plain HTTP. None: nowhere."""
     max_message_bytes: int = 4 * 1024 * 1024
     """Larger requests are refused by gRPC with RESOURCE_EXHAUSTED before they are read."""
     drain_s: float = 10.0

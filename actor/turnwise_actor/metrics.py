@@ -23,7 +23,7 @@ _COUNTERS: tuple[tuple[str, str, Callable[[Report], float]], ...] = (
     ("turns_total", "Turns answered since the start.", lambda report: report.turns),
     (
         "unrecorded_turns_total",
-        "Of these, answered with recorded=false: neither the learner nor the disk took them.",
+        "Turns answered with recorded=false: neither the learner nor the disk took them.",
         lambda report: report.unrecorded_turns,
     ),
 )
@@ -46,7 +46,7 @@ _GAUGES: tuple[tuple[str, str, Callable[[Report], float]], ...] = (
     ),
     (
         "policy_number",
-        "Number of that policy in its generation.",
+        "Number, within its generation, of the policy that answers.",
         lambda report: report.policy_version.number,
     ),
     (
@@ -58,11 +58,6 @@ _GAUGES: tuple[tuple[str, str, Callable[[Report], float]], ...] = (
         "draining",
         "1 from SIGTERM on, while calls in flight finish and facts are handed over.",
         lambda report: report.draining,
-    ),
-    (
-        "start_time_seconds",
-        "When the actor started, in seconds since the epoch.",
-        lambda report: report.started_ms / 1000,
     ),
 )
 

@@ -106,7 +106,7 @@ class LocalDeployment:
     learner: str = ""
     """HOST:PORT of the learner, from `start()` on."""
     metrics: dict[str, str] = field(default_factory=dict)
-    """HOST:PORT of the metrics of each part, by its address, from `start()` on; empty: they are not served."""
+    """HOST:PORT of the metrics of each part, by its address, from `start()` on; empty: there are none."""
     _access: ServerAccess = field(default_factory=ServerAccess)
     _door: str = ""
     """HOST:PORT of the learner's local door, where processes of this deployment come in; empty: they come in

@@ -30,11 +30,6 @@ _COUNTERS: tuple[tuple[str, str, Callable[[Status], float]], ...] = (
     ),
 )
 _GAUGES: tuple[tuple[str, str, Callable[[Status], float]], ...] = (
-    (
-        "learner_start_time_seconds",
-        "When the service started, in seconds since the epoch.",
-        lambda status: status.started_ms / 1000,
-    ),
     ("learner_epoch", "Starts of the service on this journal.", lambda status: status.epoch),
     (
         "learner_journal_cursor",
@@ -53,12 +48,12 @@ _GAUGES: tuple[tuple[str, str, Callable[[Status], float]], ...] = (
     ),
     (
         "learner_policy_number",
-        "Number of that policy in its generation.",
+        "Number, within its generation, of the policy published last.",
         lambda status: status.published.number,
     ),
     (
         "learner_policy_learned_through",
-        "Journal position through which that policy has learned.",
+        "Journal position through which the policy published last has learned.",
         lambda status: status.published_learned_through,
     ),
     ("trainer_up", "Whether a trainer is attached: 1 or 0.", lambda status: status.trainer_alive),
@@ -83,7 +78,11 @@ _GAUGES: tuple[tuple[str, str, Callable[[Status], float]], ...] = (
         lambda status: status.trainer.learned_through,
     ),
     ("trainer_turns", "Confirmed turns that are learned from.", lambda status: status.trainer.turns),
-    ("trainer_rated_turns", "Of these, rated or corrected ones.", lambda status: status.trainer.rated_turns),
+    (
+        "trainer_rated_turns",
+        "Confirmed turns with a rating or a correction.",
+        lambda status: status.trainer.rated_turns,
+    ),
     ("trainer_lessons", "Lessons taken in.", lambda status: status.trainer.lessons),
     ("trainer_updates", "Updates of the network done.", lambda status: status.trainer.updates),
     ("trainer_updates_per_second", "Updates done a second.", lambda status: status.trainer.updates_per_s),
@@ -178,7 +177,9 @@ class LearnerMetrics(Collector):
 def _actors(status: Status) -> Metric:
     connected = sum(actor.connected for actor in status.actors)
     actors = GaugeMetricFamily(
-        "turnwise_learner_actors", "Actors, away (for an hour at most) or connected.", labels=["state"]
+        "turnwise_learner_actors",
+        "Actors by state: connected, or away for an hour at most.",
+        labels=["state"],
     )
     actors.add_metric(["connected"], connected)
     actors.add_metric(["away"], len(status.actors) - connected)
@@ -187,7 +188,9 @@ def _actors(status: Status) -> Metric:
 
 def _counters(report: training_pb2.TrainerReport) -> Metric:
     counters = GaugeMetricFamily(
-        "turnwise_trainer_count", "What else the trainer counts, as `turnwise status` names it.", labels=["of"]
+        "turnwise_trainer_count",
+        "What else the trainer counts, by the names that `turnwise status` shows.",
+        labels=["of"],
     )
     for name, count in sorted(report.counters.items()):
         counters.add_metric([name], count)
@@ -198,12 +201,12 @@ def _exploration(exploration: training_pb2.Exploration) -> Iterator[Metric]:
     kinds = training_pb2.Exploration
     epsilon = GaugeMetricFamily(
         "turnwise_trainer_exploration_epsilon",
-        "Probability of a uniform draw from the allowed actions.",
+        "Probability of a uniform draw from the allowed actions, by mode.",
         labels=["mode"],
     )
     temperature = GaugeMetricFamily(
         "turnwise_trainer_exploration_temperature",
-        "Of the softmax that is drawn from otherwise; 0: the best action.",
+        "Temperature of the softmax that is drawn from otherwise, by mode; 0: the best action is taken.",
         labels=["mode"],
     )
     for mode, probability, kind, warmth in (

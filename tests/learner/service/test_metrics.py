@@ -114,7 +114,6 @@ async def test_it_serves_what_the_operator_is_told(
         "feedback_total": status.feedback,
         "ended_total": status.ended,
         "epoch": status.epoch,
-        "start_time_seconds": status.started_ms / 1000,
         "journal_cursor": status.journal_cursor,
         "journal_bytes": status.journal_bytes,
         "policy_generation": status.published.generation,

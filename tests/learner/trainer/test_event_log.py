@@ -144,7 +144,7 @@ def test_a_folder_that_cannot_be_made_is_told_once_a_minute_and_raises_nothing(t
 
 
 class FullDisk(FileIO):
-    """A file on a disk that is full after 1000 bytes: a part of a record is taken, of the next one nothing."""
+    """A disk that is full after 1000 bytes: it takes a part of a record, and of the next one nothing."""
 
     def write(self, data, /):
         taken = data[: 1000 - self.tell()]

@@ -12,6 +12,8 @@ from tensorboardX.crc32c import crc32c
 from tensorboardX.proto.event_pb2 import Event
 
 from turnwise.v1 import dialogue_pb2, training_pb2
+from turnwise_learner.__main__ import _config, _parser
+from turnwise_learner.trainer.__main__ import parse
 from turnwise_learner.trainer.event_log import EventLog
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -168,3 +170,10 @@ def test_a_disk_that_is_full_costs_events_and_nothing_else(tmp_path, monkeypatch
     assert torn.stat().st_size == 1000
     assert [event.step for event in records(torn)[1:]] == [0, 1]
     assert [event.step for event in records(whole)[1:]] == [60]
+
+
+def test_the_learners_command_line_turns_it_off():
+    for given, wanted in ((), True), (("--no-tensorboard",), False):
+        learner = _config(_parser().parse_args(["--domain", "x.yaml", *given]))
+        required = ("--data", "d", "--domain", "x.yaml", "--service", "127.0.0.1:1")
+        assert parse([*required, *learner.trainer_options]).tensorboard is wanted

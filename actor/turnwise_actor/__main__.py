@@ -71,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--spool", type=Path, required=True, metavar="DIR", help="shared by the actors of this machine")
     add("--policy", type=Path, metavar="PATH", help="a policy file, or a folder whose newest is served")
     add("--address-file", type=Path, metavar="FILE", help="written with host:port once it listens")
+    add("--metrics-listen", metavar="HOST:PORT", help="metrics for Prometheus, over plain HTTP")
     add("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     server_access.add_options(parser)
     add = parser.add_argument_group("how it connects to the learner").add_argument
@@ -90,6 +91,7 @@ def _config(options: argparse.Namespace) -> ActorConfig:
         spool_folder=options.spool,
         policy_path=options.policy,
         address_file=options.address_file,
+        metrics_listen=options.metrics_listen,
         access=server_access.from_options(options),
         learner_access=ClientAccess(
             ca=options.learner_ca,

@@ -103,6 +103,8 @@ class ActorConfig:
     """A policy file, or a folder whose newest is served, until the learner sends a newer one."""
     address_file: Path | None = None
     """Written with host:port once the actor listens."""
+    metrics_listen: str | None = None
+    """host:port where Prometheus reads metrics, over plain HTTP. None: nowhere."""
     max_message_bytes: int = 4 * 1024 * 1024
     """Larger requests are refused by gRPC with RESOURCE_EXHAUSTED before they are read."""
     drain_s: float = 10.0
@@ -119,6 +121,8 @@ class ActorConfig:
     def __post_init__(self) -> None:
         _check_address("listen_address", self.listen_address, smallest_port=0)
         _check_address("learner_address", self.learner_address, smallest_port=1)
+        if self.metrics_listen is not None:
+            _check_address("metrics_listen", self.metrics_listen, smallest_port=0)
         self.access.check(self.listen_address)
         self.learner_access.check(self.learner_address)
 

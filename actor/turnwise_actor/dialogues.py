@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +25,7 @@ from turnwise_actor.errors import (
     UnavailableError,
     told,
 )
+from turnwise_actor.latencies import Latencies
 from turnwise_actor.policy import Domain, Encoder, ModeExploration, Policy, RawObservation, decision_seed
 from turnwise_actor.spool import SpoolFullError
 from turnwise_actor.tokens import OpenedToken, Tokens
@@ -69,6 +71,8 @@ class AskedTurn:
     recorded: bool
     needs_disk: bool
     """The token cannot carry the decision to come: the answer has to wait for an fsync."""
+    began_at: float
+    """On time.perf_counter."""
 
 
 Answered = Callable[[RequestError | None], None]
@@ -92,6 +96,7 @@ class Dialogues:
         self._description = describe(domain)
         self._asked: list[tuple[AskedTurn, Answered]] = []
         self.counters = Counters()
+        self.latencies = Latencies()
 
     @property
     def description(self) -> dialogue_pb2.DomainDescription:
@@ -129,6 +134,7 @@ class Dialogues:
 
     def ask(self, request: dialogue_pb2.ActRequest, turn: dialogue_pb2.Turn) -> AskedTurn:
         """Checks a request; `answer_soon` or, if it `needs_disk`, `answer_by_disk` then fills the turn."""
+        began_at = time.perf_counter()
         opened, unsettled = self._open(request.token)
         self._check_age(opened.state)
         raw = self._checks.act(request)
@@ -137,7 +143,7 @@ class Dialogues:
         position = self._position(opened, unsettled)
         recorded = self._uplink.can_record
         needs_disk = recorded and not self._fits_token(position, request)
-        return AskedTurn(request, turn, raw, position, opened.key.secret, recorded, needs_disk)
+        return AskedTurn(request, turn, raw, position, opened.key.secret, recorded, needs_disk, began_at)
 
     def answer_soon(self, asked: AskedTurn, answered: Answered) -> None:
         """Answers in the next turn of the event loop, together with everything else asked until then."""
@@ -386,6 +392,7 @@ class Dialogues:
         self.counters.turns += 1
         self.counters.unrecorded_turns += not asked.recorded
         turn.token = self._seal_next(position, turn)
+        self.latencies.add(time.perf_counter() - asked.began_at)
 
     # Settling.
 

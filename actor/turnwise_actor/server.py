@@ -20,6 +20,8 @@ from turnwise_actor.access.guard import Guard, callers_of
 from turnwise_actor.access.unreadable import UnreadableRequests
 from turnwise_actor.config import ActorConfig
 from turnwise_actor.dialogues import Dialogues
+from turnwise_actor.metrics import ActorMetrics
+from turnwise_actor.metrics_server import MetricsServer
 from turnwise_actor.policy import Domain, Policy
 from turnwise_actor.servicer import ActorServicer
 from turnwise_actor.spool import Spool
@@ -81,6 +83,11 @@ class ActorServer:
         """The disk that stands in for the learner."""
         return self._spool
 
+    @property
+    def metrics_address(self) -> str:
+        """HOST:PORT of the metrics, once it listens; empty: they are served nowhere."""
+        return self._metrics.address
+
     async def start(self) -> None:
         """Listens, connects to the learner, and serves as soon as there is a policy.
 
@@ -106,6 +113,7 @@ class ActorServer:
         self._servicer = ActorServicer(self._dialogues, config.stream)
         add_DialogueServicer_to_server(self._servicer, self._server)
         await self._add_standard_services()
+        await self._serve_metrics()
         await self._server.start()
         self._follow_learner()
         if config.address_file is not None:
@@ -128,11 +136,26 @@ class ActorServer:
         clean = await self._uplink.close(self._config.drain_s)
         await self._spool.close()
         await self._link.close()
+        await self._metrics.stop()
         if clean:
             logger.info("nothing is left unsent")
         else:
             logger.warning("facts are left in the spool %s", self._spool.folder)
         return clean
+
+    async def _serve_metrics(self) -> None:
+        spool_limit_bytes = self._config.spool.max_bytes
+        uplink, latencies = self._uplink, self._dialogues.latencies
+        told = ActorMetrics(
+            self._domain, self._report, lambda: uplink.connected, latencies, spool_limit_bytes
+        )
+        self._metrics = MetricsServer(told)
+        if self._config.metrics_listen is not None:
+            try:
+                await self._metrics.start(self._config.metrics_listen)
+            except OSError as error:
+                raise ListenError(error.strerror) from error
+            logger.info("metrics are at http://%s/metrics", self.metrics_address)
 
     async def _add_standard_services(self) -> None:
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]

@@ -52,6 +52,12 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     help="Port of the learner. 0: a free one.",
 )
 @click.option(
+    "--metrics-port",
+    type=int,
+    help="Serve metrics to Prometheus over plain HTTP: the learner at this port (such as 9464), the actors "
+    "at the next ones. 0: free ones.",
+)
+@click.option(
     "--learner-arg",
     "learner_arguments",
     multiple=True,
@@ -77,6 +83,7 @@ def command(
     to the standard error. Ctrl-C or SIGTERM lets the actors finish, saves a checkpoint and ends; the next
     `up` with the same data folder goes on from there. A second Ctrl-C ends everything at once.
     SIGUSR1 restarts the actors one after the other, which nobody notices where there are two or more.
+    With --metrics-port the line goes on with ` metrics=HOST:PORT,...`: the learner's, then the actors'.
 
     On loopback nothing more is needed. Any other --host wants TLS, and mutual TLS or credentials.
     """
@@ -104,7 +111,10 @@ def _serve(deployment: LocalDeployment) -> int:
 
     with on_signals((*_SIGNALS, signal.SIGUSR1), on_signal), deployment:
         if deployment.ready:
-            click.echo(f"ready actors={','.join(deployment.actors)} learner={deployment.learner}")
+            ready = f"ready actors={','.join(deployment.actors)} learner={deployment.learner}"
+            if deployment.metrics:
+                ready += f" metrics={','.join(deployment.metrics.values())}"
+            click.echo(ready)
             sys.stdout.flush()
             if sys.stderr.isatty():
                 _say(f"talk to it: turnwise chat {' '.join(deployment.actors)}; Ctrl-C stops it")

@@ -58,6 +58,9 @@ class LocalConfig:
     """Port of the first actor; the next ones follow. 0: free ones are chosen."""
     learner_port: int = 50050
     """Port of the learner. 0: a free one is chosen."""
+    metrics_port: int | None = None
+    """Port of the learner's metrics for Prometheus, over plain HTTP; those of the actors follow. 0: free ones
+    are chosen. None: metrics are served nowhere."""
     learner_arguments: tuple[str, ...] = ()
     """Further arguments of `python -m turnwise_learner`."""
     actor_arguments: tuple[str, ...] = ()
@@ -74,11 +77,12 @@ class LocalConfig:
     def __post_init__(self) -> None:
         if self.actors < 1:
             raise DeploymentError(f"--actors: got {self.actors}; wanted at least 1")
-        for setting, port, last in (
-            ("--port", self.port, self.port + self.actors - 1 if self.port else 0),
-            ("--learner-port", self.learner_port, self.learner_port),
+        for setting, port, count in (
+            ("--port", self.port, self.actors),
+            ("--learner-port", self.learner_port, 1),
+            ("--metrics-port", self.metrics_port or 0, 1 + self.actors),
         ):
-            if not 0 <= port <= last <= 65535:
+            if port and not 0 < port <= port + count - 1 <= 65535:
                 raise DeploymentError(f"{setting}: got {port}; wanted 0, or ports from 1 to 65535")
         if self.port and self.port <= self.learner_port < self.port + self.actors:
             raise DeploymentError(
@@ -101,6 +105,8 @@ class LocalDeployment:
     """HOST:PORT of each actor, from `start()` on."""
     learner: str = ""
     """HOST:PORT of the learner, from `start()` on."""
+    metrics: dict[str, str] = field(default_factory=dict)
+    """HOST:PORT of the metrics of each part, by its address, from `start()` on; empty: there are none."""
     _access: ServerAccess = field(default_factory=ServerAccess)
     _door: str = ""
     """HOST:PORT of the learner's local door, where processes of this deployment come in; empty: they come in
@@ -281,6 +287,8 @@ class LocalDeployment:
         config = self.config
         wanted = [("--learner-port", config.learner_port)]
         wanted += [("--port", config.port + i if config.port else 0) for i in range(config.actors)]
+        if (first := config.metrics_port) is not None:
+            wanted += [("--metrics-port", first + i if first else 0) for i in range(1 + config.actors)]
         with contextlib.ExitStack() as held:
             addresses = [
                 f"{config.host}:{held.enter_context(_bound(config.host, port, setting)).getsockname()[1]}"
@@ -289,7 +297,9 @@ class LocalDeployment:
             if self._access.certificate or self._access.guarded:
                 door = held.enter_context(_bound("127.0.0.1", 0, "--learner-port")).getsockname()
                 self._door = f"127.0.0.1:{door[1]}"
-        self.learner, self.actors = addresses[0], tuple(addresses[1:])
+        parts, metrics = addresses[: 1 + config.actors], addresses[1 + config.actors :]
+        self.learner, self.actors = parts[0], tuple(parts[1:])
+        self.metrics = dict(zip(parts, metrics, strict=False))
 
     def _make_children(self) -> Iterator[tuple[str, Child]]:
         folder, domain = self.folder, str(self.config.domain.absolute())
@@ -302,7 +312,7 @@ class LocalDeployment:
             self.learner,
             Child(
                 "learner",
-                (*learner, "--listen", self.learner, *door, *access, *self.config.learner_arguments),
+                (*learner, *self._listen(self.learner), *door, *access, *self.config.learner_arguments),
                 folder.logs / "learner.log",
                 inherit,
             ),
@@ -310,7 +320,7 @@ class LocalDeployment:
         folder.spool.mkdir(exist_ok=True)
         for actor in self.actors:
             arguments = ("-m", "turnwise_actor", "--domain", domain, "--learner", self._door or self.learner)
-            places = ("--listen", actor, "--keys", str(folder.keys), "--spool", str(folder.spool))
+            places = (*self._listen(actor), "--keys", str(folder.keys), "--spool", str(folder.spool))
             yield (
                 actor,
                 Child(
@@ -320,6 +330,10 @@ class LocalDeployment:
                     inherit,
                 ),
             )
+
+    def _listen(self, address: str) -> tuple[str, ...]:
+        metrics = self.metrics.get(address)
+        return ("--listen", address, *(("--metrics-listen", metrics) if metrics else ()))
 
     def _supervise(self) -> None:
         try:

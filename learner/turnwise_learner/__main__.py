@@ -35,9 +35,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="HOST:PORT",
         help="loopback, for the trainer and other processes of this machine",
     )
+    parser.add_argument("--metrics-listen", metavar="HOST:PORT", help="metrics for Prometheus, plain HTTP")
     parser.add_argument("--no-trainer", action="store_true", help="start no trainer; one may attach")
     for name, text in _TRAINER_OPTIONS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", metavar="N", help=f"handed to the trainer: {text}")
+    parser.add_argument("--no-tensorboard", action="store_true", help="the trainer writes no event files")
     parser.add_argument("--log-level", choices=_LEVELS, default="info")
     parser.add_argument("--log-file", type=Path, metavar="FILE", help="instead of standard error")
     server_access.add_options(parser)
@@ -50,12 +52,15 @@ def _config(arguments: argparse.Namespace) -> ServiceConfig:
         value = getattr(arguments, name)
         if value is not None:
             options += [f"--{name.replace('_', '-')}", value]
+    if arguments.no_tensorboard:
+        options.append("--no-tensorboard")
     return ServiceConfig(
         domain=arguments.domain.resolve(),
         data=arguments.data.resolve(),
         listen=arguments.listen,
         local_listen=arguments.local_listen,
         access=_access(arguments),
+        metrics_listen=arguments.metrics_listen,
         start_trainer=not arguments.no_trainer,
         trainer_options=tuple(options),
     )

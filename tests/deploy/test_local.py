@@ -144,7 +144,8 @@ def test_a_second_deployment_in_one_data_folder_is_refused(config):
 def test_a_port_in_use_is_named_with_its_setting(config):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        for setting, name in (("port", "--port"), ("learner_port", "--learner-port")):
+        for setting in ("port", "learner_port", "metrics_port"):
+            name = f"--{setting.replace('_', '-')}"
             wanted = LocalConfig(**{**vars(config), "actors": 1, setting: port})
             with pytest.raises(DeploymentError, match=rf"port {port} .* {name}"):
                 LocalDeployment(wanted).start()
@@ -187,6 +188,10 @@ def test_settings_that_cannot_be_are_refused():
         LocalConfig(domain=DOMAIN, actors=2, learner_port=50052)
     with pytest.raises(DeploymentError, match="70000"):
         LocalConfig(domain=DOMAIN, port=70000)
+    for port in (-1, 65534):  # three are wanted
+        with pytest.raises(DeploymentError, match=f"--metrics-port: got {port}"):
+            LocalConfig(domain=DOMAIN, actors=2, metrics_port=port)
+    LocalConfig(domain=DOMAIN, actors=2, metrics_port=65533)
 
 
 def test_up_prints_one_ready_line_and_ends_with_zero_on_sigint(config):
@@ -202,6 +207,25 @@ def test_up_prints_one_ready_line_and_ends_with_zero_on_sigint(config):
     assert str(config.data) in err
     assert "Traceback" not in err
     assert (config.data / "saved").exists()
+
+
+def test_with_a_metrics_port_each_part_is_told_one_and_the_ready_line_names_them(config):
+    process = up_command(config, "--metrics-port", "0")
+    assert process.stdout is not None
+    actors, learner, metrics = process.stdout.readline().removeprefix("ready ").split()
+    addresses = metrics.removeprefix("metrics=").split(",")
+    parts = [learner.removeprefix("learner="), *actors.removeprefix("actors=").split(",")]
+    children = Path(f"/proc/{process.pid}/task").glob("*/children")
+    pids = [pid for file in children for pid in file.read_text().split()]
+    told = {}
+    for pid in pids:
+        arguments = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+        told[arguments[arguments.index("--listen") + 1]] = arguments[arguments.index("--metrics-listen") + 1]
+    assert told == dict(zip(parts, addresses, strict=True))
+    assert len({*parts, *addresses}) == 6
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 0
 
 
 def test_a_second_ctrl_c_kills(config, monkeypatch):

@@ -27,6 +27,8 @@ class ServiceConfig:
     local_listen: str = "127.0.0.1:0"
     """Loopback address of the door for this machine's own processes, the trainer among them: plain text, for
     whoever can read `local_token` of the data folder. Its address is in `learner.local` there."""
+    metrics_listen: str | None = None
+    """HOST:PORT where Prometheus reads metrics, over plain HTTP. None: nowhere."""
     start_trainer: bool = True
     """False: no trainer child; a trainer started elsewhere may attach."""
     trainer_command: tuple[str, ...] = (sys.executable, "-m", "turnwise_learner.trainer")
@@ -43,7 +45,8 @@ class ServiceConfig:
     """On shutdown: time for the trainer's last checkpoint, before it is killed."""
 
     def __post_init__(self) -> None:
-        for name in ("listen", "local_listen"):
+        named = ("listen", "local_listen", *(("metrics_listen",) if self.metrics_listen is not None else ()))
+        for name in named:
             got = getattr(self, name)
             host, _, port = got.rpartition(":")
             if not host or not port.isdecimal() or int(port) > 65535:

@@ -17,6 +17,7 @@ from turnwise.v1 import dialogue_pb2, training_pb2, training_pb2_grpc
 from turnwise_actor.access.files import write_secret
 from turnwise_actor.access.guard import Guard, Local, callers_of
 from turnwise_actor.access.unreadable import UnreadableRequests
+from turnwise_actor.metrics_server import MetricsServer
 from turnwise_actor.policy import Domain
 from turnwise_learner.journal import journal_path
 from turnwise_learner.service import versions
@@ -24,6 +25,7 @@ from turnwise_learner.service.actors import Actors
 from turnwise_learner.service.broadcast import Broadcast, PolicyOnAir, newest_policy
 from turnwise_learner.service.config import ServiceConfig
 from turnwise_learner.service.journal import Journal, JournalLock
+from turnwise_learner.service.metrics import LearnerMetrics
 from turnwise_learner.service.operator import OperatorServicer
 from turnwise_learner.service.registry import RegistryServicer
 from turnwise_learner.service.standing_orders import StandingOrders
@@ -67,7 +69,6 @@ class Service:
     ) -> None:
         self._config = config
         self._domain = domain
-        self._orders = orders
         self.journal = journal
         self.broadcast = Broadcast()
         self.address = ""
@@ -77,6 +78,17 @@ class Service:
         self._actors = Actors()
         self._link = TrainerLink(journal, self.broadcast, config.policies, orders)
         self._training = TrainingServicer(journal, self.broadcast, self._actors, domain.fingerprint)
+        self._operator = OperatorServicer(
+            domain,
+            journal,
+            self.broadcast,
+            self._actors,
+            self._link,
+            orders,
+            self._trainer_restarts,
+            config.command_timeout_s,
+        )
+        self._metrics = MetricsServer(LearnerMetrics(self._operator.status, config.data))
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._local_token = secrets.token_urlsafe(32)
         self._local_guard = Guard(Local(self._local_token))
@@ -91,6 +103,11 @@ class Service:
         self.supervisor: Supervisor | None = None
         """Set while a trainer child is kept."""
 
+    @property
+    def metrics_address(self) -> str:
+        """HOST:PORT of the metrics, once it listens; empty: they are served nowhere."""
+        return self._metrics.address
+
     async def start(self) -> None:
         """Listens, then starts the trainer.
 
@@ -102,6 +119,9 @@ class Service:
         self._register()
         self.address = self._config.address(self._bind())
         self.local_address = self._bind_local()
+        if self._config.metrics_listen is not None:
+            await self._metrics.start(self._config.metrics_listen)
+            log.info("metrics are at http://%s/metrics", self.metrics_address)
         await self._server.start()
         await self._local_server.start()
         if self._guard is not None:
@@ -126,6 +146,7 @@ class Service:
             await self.supervisor.stop()
         self.broadcast.close()
         await asyncio.gather(self._server.stop(_LAST_CALLS_S), self._local_server.stop(_LAST_CALLS_S))
+        await self._metrics.stop()
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
@@ -157,19 +178,9 @@ class Service:
             await self.journal.submit(lambda c: versions.add_checkpoint(c, held, str(folder)))
 
     def _register(self) -> None:
-        operator = OperatorServicer(
-            self._domain,
-            self.journal,
-            self.broadcast,
-            self._actors,
-            self._link,
-            self._orders,
-            self._trainer_restarts,
-            self._config.command_timeout_s,
-        )
         for server in (self._server, self._local_server):
             training_pb2_grpc.add_TrainingServicer_to_server(self._training, server)
-            training_pb2_grpc.add_OperatorServicer_to_server(operator, server)
+            training_pb2_grpc.add_OperatorServicer_to_server(self._operator, server)
             training_pb2_grpc.add_RegistryServicer_to_server(RegistryServicer(self._actors), server)
             health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         training_pb2_grpc.add_TrainerServicer_to_server(TrainerServicer(self._link), self._local_server)

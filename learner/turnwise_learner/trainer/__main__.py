@@ -89,6 +89,9 @@ def parse(argv: list[str] | None = None) -> TrainerConfig:
     parser.add_argument("--checkpoint-every-s", type=float, default=TrainerConfig.checkpoint_every_s)
     parser.add_argument("--checkpoint-every-turns", type=int, default=TrainerConfig.checkpoint_every_turns)
     parser.add_argument("--keep-checkpoints", type=int, default=TrainerConfig.keep_checkpoints)
+    parser.add_argument(
+        "--no-tensorboard", dest="tensorboard", action="store_false", help="write no TensorBoard event files"
+    )
     parser.add_argument("--parent-pid", type=int, default=0, help="end when this process is gone")
     parser.add_argument("--log-level", default="info")
     return TrainerConfig(**vars(parser.parse_args(argv)))

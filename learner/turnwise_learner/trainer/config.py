@@ -26,6 +26,8 @@ class TrainerConfig:
     report_every_s: float = 0.2
     idle_wait_s: float = 0.25
     """How long the loop waits for the journal when there is nothing to do; a lesson wakes it at once."""
+    tensorboard: bool = True
+    """Whether reports are written as TensorBoard event files, under logs/tensorboard of the data folder."""
     parent_pid: int = 0
     log_level: str = "info"
 

@@ -20,6 +20,7 @@ from turnwise_learner.journal import JournalReader, journal_path
 from turnwise_learner.trainer.algorithm import TurnwiseDQN, TurnwiseDQNConfig
 from turnwise_learner.trainer.checkpoints import Checkpoint, CheckpointError, CheckpointFolder
 from turnwise_learner.trainer.config import TrainerConfig
+from turnwise_learner.trainer.event_log import EventLog
 from turnwise_learner.trainer.feed import JournalFeed
 from turnwise_learner.trainer.service_link import ServiceLink, hello
 from turnwise_learner.trainer.versions import VersionFolder
@@ -57,6 +58,7 @@ class Training:
         self._started_ms = time.time_ns() // 1_000_000
         self._reader = JournalReader(journal_path(config.data))
         self._checkpoints = CheckpointFolder(config.data / "checkpoints", config.keep_checkpoints)
+        self._events = EventLog(config.data / "logs" / "tensorboard") if config.tensorboard else None
         self._exploration = Exploration()
         self.algorithm, self._last_checkpoint = self._restore()
         self.algorithm.env_runner.attach(JournalFeed(self._reader, domain, wake))
@@ -142,7 +144,7 @@ class Training:
         logger.info("stopping: saving a checkpoint")
         self._publish_if_due(now=True)
         self._save()
-        self._report()
+        self._report(last=True)
         self._link.close()
         self._reader.close()
         self.algorithm.stop()
@@ -258,9 +260,14 @@ class Training:
         if time.monotonic() - self._reported_at >= self._config.report_every_s:
             self._report()
 
-    def _report(self) -> None:
+    def _report(self, last: bool = False) -> None:
         self._reported_at = time.monotonic()
-        self._link.send(training_pb2.TrainerMessage(report=self._status()))
+        report = self._status()
+        self._link.send(training_pb2.TrainerMessage(report=report))
+        if self._events is not None:
+            self._events.add(report, now=last)
+            if last:
+                self._events.close()
 
     def _status(self) -> training_pb2.TrainerReport:
         algorithm, counters = self.algorithm, self.algorithm.env_runner.counters

@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from tests.learner.trainer.facts import Journal, make_domain
+from tests.learner.trainer.test_event_log import events
 from turnwise.v1 import training_pb2, training_pb2_grpc
 from turnwise_actor.policy import Domain
 from turnwise_cli.status import render
@@ -166,3 +167,23 @@ async def test_an_overload_forgoes_updates_and_says_so(tmp_path: Path) -> None:
         assert (await one.settled(cursor)).learned_through == cursor
         report = await one.settled(await one.tell(range(200, 210)))
         assert (report.updates, report.updates_forgone) == (100 + 8 * 10, 1500)
+
+
+async def test_tensorboard_has_the_last_report_by_the_number_of_updates(tmp_path: Path) -> None:
+    async with learner(tmp_path) as one:
+        one.run()
+        report = await one.settled(await one.tell(range(20)))
+    told = events(tmp_path / "data/logs/tensorboard", report.policy_version.generation)
+    assert max(told) == report.updates == 160
+    assert told[160]["training/loss"] == pytest.approx(report.loss)
+    assert told[160]["training/mean_abs_td_error"] == pytest.approx(report.mean_abs_td_error)
+    assert [told[160][f"experience/{name}"] for name in ("turns", "rated_turns", "lessons")] == [20] * 3
+    assert told[160]["replay/rows"] == report.replay_rows == 20
+
+
+async def test_a_trainer_whose_events_cannot_be_written_learns_on(tmp_path: Path) -> None:
+    (tmp_path / "data/logs").mkdir(parents=True)
+    (tmp_path / "data/logs/tensorboard").write_text("in the way")
+    async with learner(tmp_path) as one:
+        one.run()
+        assert (await one.settled(await one.tell(range(5)))).updates == 40

@@ -14,6 +14,7 @@ from turnwise.v1 import dialogue_pb2, training_pb2, training_pb2_grpc
 
 def main():
     parser = argparse.ArgumentParser()
+    parser.add_argument("--metrics-listen")
     for option in ("--domain", "--learner", "--listen", "--keys", "--spool"):
         parser.add_argument(option, required=True)
     arguments = parser.parse_args()

@@ -43,6 +43,7 @@ class Learner(training_pb2_grpc.TrainingServicer, training_pb2_grpc.OperatorServ
 
 def main():
     parser = argparse.ArgumentParser()
+    parser.add_argument("--metrics-listen")
     for option in ("--domain", "--data", "--listen"):
         parser.add_argument(option, required=True)
     arguments = parser.parse_args()

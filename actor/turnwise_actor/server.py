@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import secrets
+from typing import TYPE_CHECKING
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -20,14 +21,15 @@ from turnwise_actor.access.guard import Guard, callers_of
 from turnwise_actor.access.unreadable import UnreadableRequests
 from turnwise_actor.config import ActorConfig
 from turnwise_actor.dialogues import Dialogues
-from turnwise_actor.metrics import ActorMetrics
-from turnwise_actor.metrics_server import MetricsServer
 from turnwise_actor.policy import Domain, Policy
 from turnwise_actor.servicer import ActorServicer
 from turnwise_actor.spool import Spool
 from turnwise_actor.tokens import KeyRing, Tokens
 from turnwise_actor.uplink import Uplink
 from turnwise_actor.weights import Policies, PolicyWatch, load_policy, version_message
+
+if TYPE_CHECKING:
+    from turnwise_actor.metrics_server import MetricsServer
 
 SERVICE = dialogue_pb2.DESCRIPTOR.services_by_name["Dialogue"].full_name
 
@@ -57,6 +59,7 @@ class ActorServer:
         self._incarnation = secrets.token_hex(8)
         self._started_ms = facts.now_ms()
         self._tasks: list[asyncio.Task[None]] = []
+        self._metrics: MetricsServer | None = None
         self.address = ""
         self.stopped = False
 
@@ -86,7 +89,7 @@ class ActorServer:
     @property
     def metrics_address(self) -> str:
         """HOST:PORT of the metrics, once it listens; empty: they are served nowhere."""
-        return self._metrics.address
+        return self._metrics.address if self._metrics is not None else ""
 
     async def start(self) -> None:
         """Listens, connects to the learner, and serves as soon as there is a policy.
@@ -113,7 +116,8 @@ class ActorServer:
         self._servicer = ActorServicer(self._dialogues, config.stream)
         add_DialogueServicer_to_server(self._servicer, self._server)
         await self._add_standard_services()
-        await self._serve_metrics()
+        if config.metrics_listen is not None:
+            await self._serve_metrics(config.metrics_listen)
         await self._server.start()
         self._follow_learner()
         if config.address_file is not None:
@@ -136,26 +140,28 @@ class ActorServer:
         clean = await self._uplink.close(self._config.drain_s)
         await self._spool.close()
         await self._link.close()
-        await self._metrics.stop()
+        if self._metrics is not None:
+            await self._metrics.stop()
         if clean:
             logger.info("nothing is left unsent")
         else:
             logger.warning("facts are left in the spool %s", self._spool.folder)
         return clean
 
-    async def _serve_metrics(self) -> None:
-        spool_limit_bytes = self._config.spool.max_bytes
+    async def _serve_metrics(self, address: str) -> None:
+        # Imported where it is wanted: 2.6 MB, and a sixth of the start.
+        from turnwise_actor.metrics import ActorMetrics
+        from turnwise_actor.metrics_server import MetricsServer
+
         uplink, latencies = self._uplink, self._dialogues.latencies
-        told = ActorMetrics(
-            self._domain, self._report, lambda: uplink.connected, latencies, spool_limit_bytes
-        )
+        limit_bytes = self._config.spool.max_bytes
+        told = ActorMetrics(self._domain, self._report, lambda: uplink.connected, latencies, limit_bytes)
         self._metrics = MetricsServer(told)
-        if self._config.metrics_listen is not None:
-            try:
-                await self._metrics.start(self._config.metrics_listen)
-            except OSError as error:
-                raise ListenError(error.strerror) from error
-            logger.info("metrics are at http://%s/metrics", self.metrics_address)
+        try:
+            await self._metrics.start(address)
+        except OSError as error:
+            raise ListenError(error.strerror) from error
+        logger.info("metrics are at http://%s/metrics", self.metrics_address)
 
     async def _add_standard_services(self) -> None:
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]

@@ -62,6 +62,9 @@ def up(file: Path, wait: float) -> None:
 @click.option("--actors", type=int, default=1, show_default=True, help="How many; one a unit of actor_node.")
 @click.option("--port", type=int, default=50051, show_default=True, help="Of actor 0; actor K has PORT + K.")
 @click.option("--learner-port", type=int, default=50050, show_default=True, help="Port of the learner.")
+@click.option(
+    "--metrics-port", type=int, help="Of the learner's metrics for Prometheus; actor K has it K + 1 above."
+)
 @click.option("--tls-cert", type=_PATH, help="TLS: the servers' certificate chain on each node, PEM.")
 @click.option("--tls-key", type=_PATH, help="Its private key, PEM.")
 @click.option("--tls-client-ca", type=_PATH, help="Mutual TLS: clients need a certificate of this CA, PEM.")

@@ -57,6 +57,8 @@ class ClusterConfig:
     port: int = 50051
     """Of actor 0; actor K listens on `port` + K, on whatever node it is."""
     learner_port: int = 50050
+    metrics_port: int | None = None
+    """Of the learner's metrics, over plain HTTP; actor K serves them at the port K + 1 above. None: nowhere."""
     access: ServerAccess = field(default_factory=ServerAccess)
     learner_arguments: tuple[str, ...] = ()
     """Further arguments of `python -m turnwise_learner`."""
@@ -90,16 +92,22 @@ class ClusterConfig:
         """Of the learner on a node, after `python`."""
         door = ("--local-listen", self.door) if self.door else ()
         places = ("--domain", str(self.domain.expanduser()), "--data", str(self.folder.path))
-        listen = ("--listen", f"{ip}:{self.learner_port}", *door, *self._access_here().arguments())
-        return ("-m", "turnwise_learner", *places, *listen, *self.learner_arguments)
+        listen = ("--listen", f"{ip}:{self.learner_port}", *door, *self._metrics(ip, 0))
+        access = self._access_here().arguments()
+        return ("-m", "turnwise_learner", *places, *listen, *access, *self.learner_arguments)
 
     def actor_command(self, ip: str, number: int, learner: str) -> tuple[str, ...]:
         """Of an actor on a node, after `python`."""
         folder = self.folder
         places = ("--domain", str(self.domain.expanduser()), "--learner", learner)
         files = ("--keys", str(folder.keys), "--spool", str(folder.spool))
-        listen = ("--listen", f"{ip}:{self.port + number}", *self._access_here().arguments())
-        return ("-m", "turnwise_actor", *places, *files, *listen, *self.actor_arguments)
+        listen = ("--listen", f"{ip}:{self.port + number}", *self._metrics(ip, 1 + number))
+        access = self._access_here().arguments()
+        return ("-m", "turnwise_actor", *places, *files, *listen, *access, *self.actor_arguments)
+
+    def _metrics(self, ip: str, above: int) -> tuple[str, ...]:
+        first = self.metrics_port
+        return () if first is None else ("--metrics-listen", f"{ip}:{first + above}")
 
     def _access_here(self) -> ServerAccess:
         def here(path: Path | None) -> Path | None:

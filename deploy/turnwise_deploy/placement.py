@@ -58,7 +58,7 @@ class ClusterConfig:
     """Of actor 0; actor K listens on `port` + K, on whatever node it is."""
     learner_port: int = 50050
     metrics_port: int | None = None
-    """Of the learner's metrics, over plain HTTP; actor K serves them at the port K + 1 above. None: nowhere."""
+    """Of the learner's metrics, over plain HTTP; actor K serves its own K + 1 above. None: nowhere."""
     access: ServerAccess = field(default_factory=ServerAccess)
     learner_arguments: tuple[str, ...] = ()
     """Further arguments of `python -m turnwise_learner`."""

@@ -57,7 +57,7 @@ def up(file: Path, wait: float) -> None:
 
 
 @command.command(short_help="Place the learner and the actors; called by the cluster file on the head.")
-@click.option("--domain", type=_PATH, required=True, help="The domain file, at the same path on every node.")
+@click.option("--domain", type=_PATH, required=True, help="The domain file on the head.")
 @_DATA
 @click.option("--actors", type=int, default=1, show_default=True, help="How many; one a unit of actor_node.")
 @click.option("--port", type=int, default=50051, show_default=True, help="Of actor 0; actor K has PORT + K.")

@@ -9,6 +9,7 @@ or started by the autoscaler. No turn goes through Ray.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import os
 import threading
@@ -52,6 +53,7 @@ class ClusterConfig:
     """What `turnwise cluster place` is told. Paths are the same on every node; `~` is each node's own."""
 
     domain: Path
+    """On the head; the actors get its content."""
     data: Path = Path("~/turnwise-data")
     actors: int = 1
     port: int = 50051
@@ -96,10 +98,10 @@ class ClusterConfig:
         access = self._access_here().arguments()
         return ("-m", "turnwise_learner", *places, *listen, *access, *self.learner_arguments)
 
-    def actor_command(self, ip: str, number: int, learner: str) -> tuple[str, ...]:
+    def actor_command(self, ip: str, number: int, learner: str, domain: Path) -> tuple[str, ...]:
         """Of an actor on a node, after `python`."""
         folder = self.folder
-        places = ("--domain", str(self.domain.expanduser()), "--learner", learner)
+        places = ("--domain", str(domain), "--learner", learner)
         files = ("--keys", str(folder.keys), "--spool", str(folder.spool))
         listen = ("--listen", f"{ip}:{self.port + number}", *self._metrics(ip, 1 + number))
         access = self._access_here().arguments()
@@ -146,10 +148,13 @@ class Tie:
     Args:
         number: Of the actor; None: the learner.
         learner: Address of the learner.
+        domain: Content of the domain file.
         keys: Content of the token keys' file, which all actors share.
     """
 
-    def __init__(self, config: ClusterConfig, number: int | None, learner: str, keys: str) -> None:
+    def __init__(
+        self, config: ClusterConfig, number: int | None, learner: str, domain: str, keys: str
+    ) -> None:
         self._config, self._node = config, ray.util.get_node_ip_address()
         name = LEARNER if number is None else f"actor-{number}"
         folder = config.folder
@@ -157,10 +162,11 @@ class Tie:
             self._address, command = learner, config.learner_command(self._node)
         else:
             self._address = f"{self._node}:{config.port + number}"
-            command = config.actor_command(self._node, number, learner)
             folder.spool.mkdir(parents=True, exist_ok=True)
             if not folder.keys.exists() or folder.keys.read_text() != keys:
                 write_secret(folder.keys, keys)
+            file = _written(folder.path / "domains", domain)
+            command = config.actor_command(self._node, number, learner, file)
         log = folder.logs / f"{name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         self._order = Order(command, str(log), outlive_s=config.outlive_s)
@@ -234,14 +240,15 @@ def place(config: ClusterConfig, say: Say) -> None:
     ip = ray.util.get_node_ip_address()
     _check(config, ip)
     config.folder.ensure_keys()
-    keys, learner = config.folder.keys.read_text(), f"{ip}:{config.learner_port}"
+    learner = f"{ip}:{config.learner_port}"
+    contents = (config.domain.expanduser().read_text(), config.folder.keys.read_text())
     wanted = {f"actor-{number}": number for number in range(config.actors)}
     for name in _actors():
         if name not in wanted:
             _remove(name, say)
-    _tie(LEARNER, _HEAD, (config, None, learner, keys))
+    _tie(LEARNER, _HEAD, (config, None, learner, *contents))
     for name, number in wanted.items():
-        _tie(name, {RESOURCE: 1}, (config, number, learner, keys))
+        _tie(name, {RESOURCE: 1}, (config, number, learner, *contents))
     say(f"placed the learner at {learner} and {config.actors} actors")
 
 
@@ -336,6 +343,16 @@ def _check(config: ClusterConfig, ip: str) -> None:
         config.access.check(f"{ip}:{config.port}")
     except (DomainError, AccessError) as error:
         raise PlacementError(str(error)) from error
+
+
+def _written(folder: Path, domain: str) -> Path:
+    """A file of a name of its own for each content: another domain is another command."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{hashlib.blake2b(domain.encode(), digest_size=8).hexdigest()}.yaml"
+    aside = folder / f".{path.name}.{os.getpid()}"
+    aside.write_text(domain)
+    aside.replace(path)
+    return path
 
 
 def _names() -> list[str]:

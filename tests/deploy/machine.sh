@@ -1,13 +1,14 @@
 #!/bin/bash
 # Process 1 of one machine, in fresh pid, mount, net, uts and ipc namespaces: NAME IP FOLDER.
-# Sees this machine's files; what it writes stays its own and dies with it, but for /shared. Ends up as sshd.
+# Sees this machine's files; what it writes goes to a disk of its own, but for /shared. Ends up as sshd.
 set -eu
 NAME=$1 IP=$2 FOLDER=$3
 hostname "$NAME"
 mount --make-rprivate /
-mount -t tmpfs -o size=3g,mode=755 machine /mnt
-mkdir -p /mnt/upper /mnt/work /mnt/root
-mount -t overlay overlay -o lowerdir=/,upperdir=/mnt/upper,workdir=/mnt/work /mnt/root
+DISK=$FOLDER/$NAME.disk
+mount -t tmpfs -o mode=755 machine /mnt
+mkdir -p "$DISK/upper" "$DISK/work" "$DISK/tmp" "$DISK/root" /mnt/root
+mount -t overlay overlay -o "lowerdir=/,upperdir=$DISK/upper,workdir=$DISK/work" /mnt/root
 R=/mnt/root
 mount -t proc proc $R/proc
 mount -t sysfs -o ro sysfs $R/sys 2>/dev/null || true
@@ -24,8 +25,7 @@ for i in 0 1 2; do ln -s /proc/self/fd/$i $R/dev/$(echo stdin stdout stderr | cu
 mount -t tmpfs -o size=1g,mode=1777 shm $R/dev/shm
 mkdir -p $R/shared && mount --bind "$FOLDER/shared" $R/shared
 for place in tmp root; do
-    mkdir -p /mnt/$place.own
-    mount --bind /mnt/$place.own $R/$place
+    mount --bind "$DISK/$place" $R/$place
 done
 chmod 1777 $R/tmp
 mount -t tmpfs -o mode=755 run $R/run

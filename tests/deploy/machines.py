@@ -1,8 +1,7 @@
 """Machines made of namespaces: processes, files, network and sshd of their own, on one switch.
 
-A machine sees the files of the one it is made on and writes to a layer of its own, in memory, that is gone
-after `power_off(..., wipe=True)` would lose a disk. `/shared` is the same for all. Needs root, and the Debian
-packages iproute2, openssh-server and rsync.
+A machine sees the files of the one it is made on, and writes to a disk of its own, in memory. `/shared` is one
+for all. Needs root, and the Debian packages iproute2, openssh-server and rsync.
 """
 
 from __future__ import annotations
@@ -106,7 +105,11 @@ class Machines:
             self.power_on(name)
 
     def power_on(self, name: str) -> Machine:
-        """Boots a machine with an empty disk of its own."""
+        """Boots a machine; its disk is as it was, empty at first."""
+        disk = self.folder / f"{name}.disk"
+        if not disk.is_mount():
+            disk.mkdir(exist_ok=True)
+            _do("mount", "-t", "tmpfs", "-o", "size=3g,mode=755", "disk", str(disk))
         ready = self.folder / f"{name}.ready"
         ready.unlink(missing_ok=True)
         kinds = ("--pid", "--fork", "--kill-child", "--mount", "--net", "--uts", "--ipc")
@@ -135,8 +138,12 @@ class Machines:
         self._on[name] = Machine(name, self._ips[name], pid, holder)
         return self._on[name]
 
+    def lose_disk(self, name: str) -> None:
+        """Of a machine that is off."""
+        _do("umount", str(self.folder / f"{name}.disk"))
+
     def power_off(self, name: str) -> None:
-        """At once, as if the plug were pulled; its disk is lost."""
+        """At once, as if the plug were pulled."""
         machine = self._on.pop(name)
         os.kill(machine.pid, signal.SIGKILL)  # the kernel ends all its processes with it
         machine._holder.wait()
@@ -155,6 +162,8 @@ class Machines:
         """Powers everything off."""
         for name in list(self._on):
             self.power_off(name)
+        for disk in self.folder.glob("*.disk"):
+            _do("umount", str(disk), check=False)
         if self._switch:
             _do("ip", "netns", "del", self._switch, check=False)
 

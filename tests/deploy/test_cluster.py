@@ -114,7 +114,7 @@ def switch_a_worker_off_and_on(cell):
     cell.machines.power_off(name)
     goes_on(cell)
     cell.machines.power_on(name)
-    cell.up()
+    cell.until_placed(300.0)
 
 
 def kill_the_learner(cell):

@@ -13,10 +13,10 @@ DOMAIN = Path("~/turnwise/domain.yaml")
 def test_actors_get_ports_in_a_row_and_the_learners_address(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     config = ClusterConfig(DOMAIN, actors=2, metrics_port=9464, actor_arguments=("--log-level", "debug"))
-    command = config.actor_command("10.0.0.3", 1, "10.0.0.1:50050")
+    command = config.actor_command("10.0.0.3", 1, "10.0.0.1:50050", Path("/data/domain.yaml"))
     told = dict(zip(command[2::2], command[3::2], strict=True))
     assert told == {
-        "--domain": f"{tmp_path}/turnwise/domain.yaml",
+        "--domain": "/data/domain.yaml",
         "--learner": "10.0.0.1:50050",
         "--keys": f"{tmp_path}/turnwise-data/keys/token-keys.json",
         "--spool": f"{tmp_path}/turnwise-data/spool",

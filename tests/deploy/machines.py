@@ -1,7 +1,7 @@
 """Machines made of namespaces: processes, files, network and sshd of their own, on one switch.
 
-A machine sees the files of the one it is made on, and writes to a disk of its own, in memory. `/shared` is one
-for all. Needs root, and the Debian packages iproute2, openssh-server and rsync.
+A machine sees the files of the one it is made on, and writes to a disk of its own, in memory. `/shared` is
+one for all. Needs root, and the Debian packages iproute2, openssh-server and rsync.
 """
 
 from __future__ import annotations

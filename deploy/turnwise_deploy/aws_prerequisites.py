@@ -1,6 +1,6 @@
 """`python -m turnwise_deploy.aws_prerequisites`: what a cluster on AWS needs before its first `ray up`.
 
-Makes a security group, the journal's volume and the bucket of the checkpoints, and prints the values for
+Makes a security group, the journal's volume and the bucket of its copies, and prints the values for
 deploy/ray/aws.yaml. What has the cluster's name already is taken as it is, but for the group's rules: those
 are made what the options say, so that running it again moves an operator to another address.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +30,7 @@ class Prerequisites:
     clients: Sequence[str]
     """CIDRs from which actors are called."""
     volume_gb: int = 50
-    """A turn takes about a kilobyte in the journal; checkpoints are here before they are in the bucket."""
+    """For the journal, checkpoints, policies and logs."""
 
     @property
     def region(self) -> str:
@@ -156,7 +155,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m turnwise_deploy.aws_prerequisites", description=__doc__)
     parser.add_argument("--cluster", default="turnwise", help="name of the security group and the volume")
     parser.add_argument("--zone", required=True, help="availability zone, such as us-west-2a")
-    parser.add_argument("--bucket", required=True, help="for checkpoints; made if you have none of the name")
+    parser.add_argument(
+        "--bucket", required=True, help="for copies of journal and checkpoints; made if you have none"
+    )
     parser.add_argument(
         "--operators", required=True, type=_cidr, nargs="+", metavar="CIDR", help="who may use ssh"
     )
@@ -177,4 +178,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtu
     monkeypatch.setattr(socket.socket, "connect", _refuse)
     monkeypatch.setattr(socket, "getaddrinfo", _refuse)
     # Ray waits for IAM in real time, and keeps clients of an AWS that is gone with the test before.
-    monkeypatch.setattr(config.time, "sleep", lambda _: None)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
     for cache in (utils.resource_cache, utils.client_cache, config._get_subnets_or_die):
         cache.cache_clear()
     # Ray's role for the head is made of Amazon's policies, which take moto seconds to read.

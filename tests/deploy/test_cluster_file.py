@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,16 @@ def test_all_that_is_the_readers_stands_at_the_top(name: str) -> None:
     anchors = set(re.findall(r"^ +\w+: &(\w+)", before, re.M))
     assert len(anchors) > 8
     assert set(re.findall(r"\*(\w+)", after)) == anchors
+
+
+@pytest.mark.parametrize("file", sorted(SHIPPED.glob("*.yaml")), ids=lambda file: file.name)
+def test_every_shipped_command_is_one_that_bash_can_read(file: Path) -> None:
+    config = yaml.safe_load(file.read_text())
+    commands = [command for key in config if key.endswith("_commands") for command in config[key]]
+    assert len(commands) > 3
+    for command in commands:
+        ran = subprocess.run(["bash", "-n", "-c", command], capture_output=True, text=True)
+        assert not ran.stderr, command
 
 
 def put(path: str, value: object) -> Spoil:

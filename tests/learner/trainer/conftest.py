@@ -11,7 +11,6 @@ def _ray() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import ray
-
         from turnwise_learner.trainer.training import start_ray
 
         start_ray()

@@ -70,9 +70,10 @@ def load(path: Path) -> ClusterFile:
         ClusterFileError: It cannot be read, or something in it is wrong.
     """
     config = _read(path)
-    problems = list(_shape_problems(config))
-    if not problems:
-        problems = [*_problems(config), *_ray_problems(config)]
+    shape = list(_shape_problems(config))
+    problems = [*_placeholders(config), *shape]
+    if not shape:
+        problems += [*_problems(config), *_ray_problems(config)]
     if problems:
         raise ClusterFileError(problems, str(path))
     provider, auth = config["provider"], config.get("auth") or {}
@@ -185,7 +186,6 @@ def _unknown_keys(field: str, value: object, known: Keys) -> Iterator[Problem]:
 
 def _problems(config: dict[str, Any]) -> Iterator[Problem]:
     """What the product wants of a file whose shape is right."""
-    yield from _placeholders(config)
     yield from _login_problems(config)
     yield from _worker_problems(config)
     yield from _head_start_problems(config)
@@ -227,8 +227,8 @@ def _worker_problems(config: dict[str, Any]) -> Iterator[Problem]:
         commands, workers = config.get("worker_start_ray_commands", []), provider.get("worker_ips", [])
         if not any("actor_node" in command for command in commands):
             # Ray hands no resources to the machines of a local cluster.
-            wanted = f"""ray start … --resources='{{"actor_node": 1}}', that is {wanted}"""
-            yield Problem("worker_start_ray_commands", "no actor_node", wanted)
+            option = """ray start … --resources='{"actor_node":1}'"""
+            yield Problem("worker_start_ray_commands", "no actor_node", f"{option}, that is {wanted}")
         if provider.get("head_ip") in workers:
             yield Problem("provider.worker_ips", show(provider["head_ip"]), "machines other than the head")
         places, field = len(workers), "provider.worker_ips"

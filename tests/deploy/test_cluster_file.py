@@ -286,10 +286,11 @@ def test_all_mistakes_are_told_at_once(refused: Callable[..., dict[str, str]]) -
         config.update(setup_commands="a string", upscaling_sped=1)
         config["provider"]["regin"] = "x"
         actor(config)["node_config"]["ImageID"] = "x"
+        config["metadata"]["place"] = "turnwise cluster place CHANGE-ME"
 
     told = refused("aws", spoil)
     node = "available_node_types.actor.node_config.ImageID"
-    assert set(told) == {"setup_commands", "upscaling_sped", "provider.regin", node}
+    assert set(told) == {"setup_commands", "upscaling_sped", "provider.regin", node, "metadata.place"}
     assert told["setup_commands"] == "setup_commands: got 'a string'; wanted of the type array"
 
 

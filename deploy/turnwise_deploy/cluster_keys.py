@@ -2,8 +2,8 @@
 
 Ray's schema lets any key pass there. A key's own keys stand below it; None: whatever is inside is not looked
 at. Sources: Ray 2.60's autoscaler/_private/{local,aws,gcp}, EC2's RunInstances as botocore 1.44 describes it,
-and `instances.insert` of the Compute Engine API, version 1. A test holds the first two against what is
-installed.
+and version 1 of Compute Engine's `instances.insert` as google-api-python-client 2.202 does. Tests hold them
+against what of these is installed.
 """
 
 from __future__ import annotations
@@ -95,9 +95,11 @@ NODE_CONFIG: dict[str, Keys] = {
     "gcp": _keys(
         "advancedMachineFeatures canIpForward confidentialInstanceConfig deletionProtection description "
         "displayDevice guestAccelerators hostname instanceEncryptionKey keyRevocationActionType labels "
-        "machineType metadata minCpuPlatform networkPerformanceConfig params privateIpv6GoogleAccess "
-        "reservationAffinity resourcePolicies shieldedInstanceConfig shieldedInstanceIntegrityPolicy "
-        "sourceInstanceTemplate sourceMachineImage sourceMachineImageEncryptionKey startRestricted",
+        "localSsdEncryptionMode machineType metadata minCpuPlatform networkPerformanceConfig params "
+        "privateIpv6GoogleAccess reservationAffinity resourcePolicies shieldedInstanceConfig "
+        "shieldedInstanceIntegrityPolicy "
+        "sourceInstanceTemplate sourceMachineImage sourceMachineImageEncryptionKey startRestricted "
+        "workloadIdentityConfig",
         disks=_keys(
             "architecture autoDelete boot deviceName diskEncryptionKey diskSizeGb forceAttach "
             "guestOsFeatures index interface kind licenses mode savedState shieldedInstanceInitialState "
@@ -110,19 +112,21 @@ NODE_CONFIG: dict[str, Keys] = {
             ),
         ),
         networkInterfaces=_keys(
-            "aliasIpRanges internalIpv6PrefixLength ipv6AccessConfigs ipv6AccessType ipv6Address kind name "
-            "network networkAttachment networkIP nicType queueCount stackType subnetwork",
+            "aliasIpRanges aliasIpv6Ranges enableVpcScopedDns igmpQuery internalIpv6PrefixLength "
+            "ipv6AccessConfigs ipv6AccessType ipv6Address kind name network networkAttachment networkIP "
+            "nicType parentNicName queueCount serviceClassId stackType subnetwork vlan",
             accessConfigs=_keys(
                 "externalIpv6 externalIpv6PrefixLength kind name natIP networkTier publicPtrDomainName "
                 "securityPolicy setPublicPtr type"
             ),
         ),
         scheduling=_keys(
-            "automaticRestart availabilityDomain hostErrorTimeoutSeconds instanceTerminationAction "
-            "localSsdRecoveryTimeout locationHint maxRunDuration minNodeCpus nodeAffinities "
-            "onHostMaintenance onInstanceStopAction preemptible provisioningModel terminationTime"
+            "automaticRestart availabilityDomain exposeHostTopology gracefulShutdown hostErrorTimeoutSeconds "
+            "instanceTerminationAction localSsdRecoveryTimeout locationHint maxRunDuration minNodeCpus "
+            "nodeAffinities onHostMaintenance onInstanceStopAction preemptible preemptionNoticeDuration "
+            "protectionTier provisioningModel skipGuestOsShutdown terminationTime"
         ),
         serviceAccounts=_keys("email scopes"),
-        tags=_keys("items fingerprint"),
+        tags=_keys("items"),
     ),
 }

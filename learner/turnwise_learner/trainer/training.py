@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import ray
 import torch
 from ray.rllib.core import COMPONENT_LEARNER_GROUP
 
-import ray
 from turnwise.v1 import dialogue_pb2, training_pb2
 from turnwise_actor.access.client_access import LOCAL_TOKEN, ClientAccess
 from turnwise_actor.policy import Domain, Exploration, PolicyVersion

@@ -11,6 +11,7 @@ def _ray() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import ray
+
         from turnwise_learner.trainer.training import start_ray
 
         start_ray()

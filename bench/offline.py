@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
 import torch
 
-import ray
 from course import Course, Task, take
 from live import Manner, write_domain
 from turnwise.v1 import dialogue_pb2, training_pb2

@@ -13,12 +13,12 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
+import ray
 import torch
 from ray.rllib.algorithms.dqn import DQNConfig
 from ray.rllib.core import Columns
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 
-import ray
 from course import Course, Task, take
 from live import QUICKSTART
 from turnwise_actor.policy import Domain, Encoder, RawObservation

@@ -34,6 +34,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import ray
 import torch
 from gymnasium.spaces import Box, Discrete
 from ray.rllib.algorithms.dqn import DQN, DQNConfig
@@ -41,7 +42,6 @@ from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
-import ray
 from reference import Reference
 from report import Report
 from turnwise_actor.policy import Exploration, NetworkSpec

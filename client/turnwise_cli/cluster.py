@@ -15,6 +15,7 @@ from rich.table import Table
 
 from turnwise_actor.access.server_access import AccessError, ServerAccess
 from turnwise_deploy.cluster import Cluster, ClusterError
+from turnwise_deploy.cluster_file import ClusterFileError
 from turnwise_deploy.post import PostError, posts
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def up(file: Path, wait: float) -> None:
     Prints `ready actors=HOST:PORT,... learner=HOST:PORT` last.
     """
     with _told():
-        Cluster(file, _say).up(wait)
+        Cluster.of(file, _say).up(wait)
 
 
 @command.command(short_help="Place the learner and the actors; called by the cluster file on the head.")
@@ -108,7 +109,9 @@ def status(file: Path | None, wait: float | None) -> None:
     """Show where the learner and the actors run."""
     with _told():
         if file is not None:
-            return Cluster(file, _say).on_head("status", *(() if wait is None else ("--wait", f"{wait:g}")))
+            return Cluster.of(file, _say).on_head(
+                "status", *(() if wait is None else ("--wait", f"{wait:g}"))
+            )
         from turnwise_deploy import placement
 
         with placement.connected():
@@ -130,7 +133,7 @@ def scale(actors: int, file: Path | None) -> None:
     """
     with _told():
         if file is not None:
-            return Cluster(file, _say).on_head("scale", str(actors))
+            return Cluster.of(file, _say).on_head("scale", str(actors))
         from turnwise_deploy import placement
 
         with placement.connected():
@@ -152,7 +155,7 @@ def drain(file: Path | None, names: tuple[str, ...], timeout: float) -> int:
     with _told():
         if file is not None:
             options = [word for name in names for word in ("--actor", name)]
-            Cluster(file, _say).on_head("drain", *options, "--timeout", f"{timeout:g}")
+            Cluster.of(file, _say).on_head("drain", *options, "--timeout", f"{timeout:g}")
             return 0
         from turnwise_deploy import placement
 
@@ -168,7 +171,7 @@ def down(file: Path) -> None:
     Machines of a cloud are given back.
     """
     with _told():
-        Cluster(file, _say).down()
+        Cluster.of(file, _say).down()
 
 
 @command.command(hidden=True)
@@ -212,7 +215,7 @@ def _told() -> Iterator[None]:
     """What is wrong comes as one line instead of a traceback."""
     try:
         yield
-    except (AccessError, ClusterError, PostError) as error:
+    except (AccessError, ClusterError, ClusterFileError, PostError) as error:
         raise click.ClickException(str(error)) from error
 
 

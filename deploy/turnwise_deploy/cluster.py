@@ -11,9 +11,8 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import yaml
+from turnwise_deploy.cluster_file import ClusterFile, load
 
 Say = Callable[[str], None]
 
@@ -33,8 +32,20 @@ class ClusterError(RuntimeError):
 class Cluster:
     """One cluster file."""
 
-    file: Path
+    file: ClusterFile
     say: Say
+
+    @classmethod
+    def of(cls, path: Path, say: Say) -> Cluster:
+        """That of a file, which is checked before anything is done; what may be meant is said.
+
+        Raises:
+            ClusterFileError: Something in the file is wrong.
+        """
+        file = load(path)
+        for warning in file.warnings:
+            say(f"{path}: {warning}")
+        return cls(file, say)
 
     def up(self, wait_s: float) -> None:
         """Launches or updates the cluster, and returns when the bot answers.
@@ -42,7 +53,7 @@ class Cluster:
         Raises:
             ClusterError: A step has failed; what runs goes on.
         """
-        self._ray("up", "--yes", "--no-config-cache", str(self.file))
+        self._ray("up", "--yes", "--no-config-cache", str(self.file.path))
         self.on_head("status", "--wait", f"{wait_s:g}")
 
     def on_head(self, *words: str) -> None:
@@ -51,7 +62,7 @@ class Cluster:
         Raises:
             ClusterError: It has failed, or the head cannot be reached.
         """
-        self._ray("exec", str(self.file), shlex.join(["turnwise", "cluster", *words]))
+        self._ray("exec", str(self.file.path), shlex.join(["turnwise", "cluster", *words]))
 
     def down(self) -> None:
         """Drains the actors, has the learner save, stops Ray on every node; cloud machines are given back.
@@ -62,11 +73,11 @@ class Cluster:
             ClusterError: Ray itself could not take the cluster down.
         """
         self._try("the actors and the learner", lambda: self.on_head("stop"))
-        for ip in self._fixed_workers():
+        for ip in self.file.worker_ips:
             self._try(ip, lambda ip=ip: self._stop_node(ip))  # type: ignore[misc]
-        if head := self._fixed_head():
+        if head := self.file.head_ip:
             self._try(head, lambda: self._ssh(head, "turnwise cluster stop-here"))
-        self._ray("down", "--yes", str(self.file))
+        self._ray("down", "--yes", str(self.file.path))
 
     def _try(self, what: str, step: Callable[[], None]) -> None:
         try:
@@ -80,32 +91,14 @@ class Cluster:
         self._ssh(ip, "turnwise cluster stop-here; ray stop --grace-period 20")
 
     def _ssh(self, ip: str, command: str) -> None:
-        auth = self._content.get("auth", {})
-        key = auth.get("ssh_private_key")
-        identity = ("-i", str(Path(key).expanduser())) if key else ()
+        key = self.file.ssh_private_key
+        identity = ("-i", str(key.expanduser())) if key else ()
         # As Ray runs commands: a login shell that has read ~/.bashrc, where the product's PATH is.
         remote = f"bash --login -c -i {shlex.quote(f'source ~/.bashrc; {command}')}"
-        _run(["ssh", *_SSH_OPTIONS, *identity, f"{auth.get('ssh_user', 'root')}@{ip}", remote], _SSH_S)
+        _run(["ssh", *_SSH_OPTIONS, *identity, f"{self.file.ssh_user}@{ip}", remote], _SSH_S)
 
     def _ray(self, *words: str) -> None:
         _run([str(Path(sys.executable).with_name("ray")), *words], None)
-
-    @property
-    def _content(self) -> dict[str, Any]:
-        try:
-            content = yaml.safe_load(self.file.read_text())
-        except (OSError, yaml.YAMLError) as error:
-            raise ClusterError(f"{self.file}: {error}") from error
-        if not isinstance(content, dict):
-            raise ClusterError(f"{self.file}: got no mapping; wanted a cluster file, as `ray up` takes it")
-        return content
-
-    def _fixed_workers(self) -> list[str]:
-        """IPs of machines that are not made and given back by a provider."""
-        return [str(ip) for ip in self._content.get("provider", {}).get("worker_ips") or ()]
-
-    def _fixed_head(self) -> str:
-        return str(self._content.get("provider", {}).get("head_ip") or "")
 
 
 def _run(command: Sequence[str], timeout_s: float | None) -> None:

@@ -19,9 +19,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.exceptions
 
-import ray
 from turnwise_actor.access.client_access import ClientAccess
 from turnwise_actor.access.files import write_secret
 from turnwise_actor.access.server_access import AccessError, ServerAccess

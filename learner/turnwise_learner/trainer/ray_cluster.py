@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from ray.rllib.env import env_runner_group
-
 import ray
+from ray.rllib.env import env_runner_group
 
 
 def do_without_ray() -> None:

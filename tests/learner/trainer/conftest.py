@@ -10,9 +10,9 @@ import pytest
 def _ray() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        import ray
         import torch
 
-        import ray
         from turnwise_learner.trainer.ray_cluster import start_ray
 
         torch.set_num_threads(1)

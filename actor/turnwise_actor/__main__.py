@@ -78,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--learner-ca", type=Path, metavar="FILE", help="TLS: the CA of the learner's certificate, PEM")
     add("--learner-cert", type=Path, metavar="FILE", help="mutual TLS: this actor's own certificate, PEM")
     add("--learner-key", type=Path, metavar="FILE", help="its private key, PEM")
+    add("--learner-name", default="", metavar="NAME", help="TLS: what its certificate is made out to")
     add("--learner-credentials", type=Path, metavar="FILE", help="holds this actor's bearer token")
     return parser
 
@@ -98,6 +99,7 @@ def _config(options: argparse.Namespace) -> ActorConfig:
             certificate=options.learner_cert,
             key=options.learner_key,
             token_file=options.learner_credentials,
+            server_name=options.learner_name,
         ),
     )
 

@@ -488,3 +488,15 @@ async def test_a_link_takes_up_renewed_certificates(
     shutil.copy(good.key, pair.key)
     assert (await Frontend(link.channel()).start()).token
     await link.close()
+
+
+async def test_a_server_may_be_called_at_an_address_that_its_certificate_does_not_name(
+    new_actor: ActorFactory, authority: Authority
+) -> None:
+    actor, _ = await new_actor(access=authority.server(mutual=True), listen_address="127.0.0.2:0")
+    access = authority.client("web", "frontend")
+    link = Link(actor.address, access)
+    assert (await code_of(Frontend(link.channel()).start()))[0] == "UNAVAILABLE"
+    named = Link(actor.address, replace(access, server_name="localhost"))
+    assert (await Frontend(named.channel()).start()).token
+    await asyncio.gather(link.close(), named.close())

@@ -39,6 +39,8 @@ class ClientAccess:
     """PEM: its private key."""
     token_file: Path | None = None
     """Holds the bearer token; read for every call and stream, so it may change at any time."""
+    server_name: str = ""
+    """TLS: what the server's certificate is made out to, where that is not the address it is called at."""
 
     def __post_init__(self) -> None:
         if (self.certificate is None) != (self.key is None):
@@ -63,6 +65,11 @@ class ClientAccess:
             return grpc.ssl_channel_credentials(roots)
         check_pair(self.certificate, self.key)
         return grpc.ssl_channel_credentials(roots, self.key.read_bytes(), self.certificate.read_bytes())
+
+    def channel_options(self, options: Options) -> list[tuple[str, Any]]:
+        """With what the name of the server adds."""
+        named = [("grpc.ssl_target_name_override", self.server_name)] if self.server_name else []
+        return [*options, *named]
 
     def token(self) -> str:
         """The bearer token as the file has it now. Raises AccessError."""
@@ -90,7 +97,7 @@ class ClientAccess:
         if credentials is None:
             channel = grpc.insecure_channel(address, list(options))
         else:
-            channel = grpc.secure_channel(address, credentials, list(options))
+            channel = grpc.secure_channel(address, credentials, self.channel_options(options))
         if self.token_file is not None:
             channel = grpc.intercept_channel(channel, _Bearer(self.metadata))
         return channel
@@ -109,7 +116,7 @@ class Link:
         access.check(address)
         self._address = address
         self._access = access
-        self._options = list(options)
+        self._options = access.channel_options(options)
         self._channel = Followed("certificates", access.connection_files(), self._connect)
         self._closing: set[asyncio.Task[None]] = set()
 

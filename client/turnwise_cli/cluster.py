@@ -61,10 +61,10 @@ def up(file: Path, wait: float) -> None:
 @click.option("--domain", type=_PATH, required=True, help="The domain file on the head.")
 @_DATA
 @click.option("--actors", type=int, default=1, show_default=True, help="How many; one a unit of actor_node.")
-@click.option("--port", type=int, default=50051, show_default=True, help="Of actor 0; actor K has PORT + K.")
+@click.option("--port", type=int, default=50051, show_default=True, help="Of the first actor of a node.")
 @click.option("--learner-port", type=int, default=50050, show_default=True, help="Port of the learner.")
 @click.option(
-    "--metrics-port", type=int, help="Of the learner's metrics for Prometheus; actor K has it K + 1 above."
+    "--metrics-port", type=int, help="Of the learner's metrics for Prometheus; a node's actors have the next."
 )
 @click.option("--tls-cert", type=_PATH, help="TLS: the servers' certificate chain on each node, PEM.")
 @click.option("--tls-key", type=_PATH, help="Its private key, PEM.")
@@ -118,7 +118,7 @@ def status(file: Path | None, wait: float | None) -> None:
             parts = placement.describe() if wait is None else placement.wait_ready(wait, _say)
         _show(parts)
         if wait is not None:
-            addresses = [part.address for part in parts]
+            addresses = [part.address for part in parts.values()]
             click.echo(f"ready actors={','.join(addresses[1:])} learner={addresses[0]}")
     return None
 
@@ -195,18 +195,18 @@ def stop_here(data: Path) -> int:
         return 1 if late else 0
 
 
-def _show(parts: "list[Placed]") -> None:
+def _show(parts: "dict[str, Placed]") -> None:
     table = Table(box=None, pad_edge=False)
     for heading in ("part", "address", "process", "starts", "last end"):
         table.add_column(heading)
-    for part in parts:
+    for name, part in parts.items():
         if part.state is None:
             table.add_row(
                 part.name, part.address or "-", "none yet" if part.node else "waits for a node", "", ""
             )
             continue
         ended = "" if part.state.exit_code is None else str(part.state.exit_code)
-        table.add_row(part.name, part.address, str(part.pid or "none"), str(part.state.starts), ended)
+        table.add_row(name, part.address, str(part.pid or "none"), str(part.state.starts), ended)
     Console(soft_wrap=True).print(table)
 
 

@@ -9,15 +9,16 @@ or started by the autoscaler. No turn goes through Ray.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import ray
 import ray.exceptions
@@ -57,10 +58,10 @@ class ClusterConfig:
     data: Path = Path("~/turnwise-data")
     actors: int = 1
     port: int = 50051
-    """Of actor 0; actor K listens on `port` + K, on whatever node it is."""
+    """Of the first actor of each node; further ones of the same node have the next ports."""
     learner_port: int = 50050
     metrics_port: int | None = None
-    """Of the learner's metrics, over plain HTTP; actor K serves its own K + 1 above. None: nowhere."""
+    """Of the learner's metrics, over plain HTTP; those of a node's actors have the next. None: nowhere."""
     access: ServerAccess = field(default_factory=ServerAccess)
     learner_arguments: tuple[str, ...] = ()
     """Further arguments of `python -m turnwise_learner`."""
@@ -98,12 +99,12 @@ class ClusterConfig:
         access = self._access_here().arguments()
         return ("-m", "turnwise_learner", *places, *listen, *access, *self.learner_arguments)
 
-    def actor_command(self, ip: str, number: int, learner: str, domain: Path) -> tuple[str, ...]:
-        """Of an actor on a node, after `python`."""
+    def actor_command(self, ip: str, slot: int, learner: str, domain: Path) -> tuple[str, ...]:
+        """Of a node's actor of that slot, after `python`."""
         folder = self.folder
         places = ("--domain", str(domain), "--learner", learner)
         files = ("--keys", str(folder.keys), "--spool", str(folder.spool))
-        listen = ("--listen", f"{ip}:{self.port + number}", *self._metrics(ip, 1 + number))
+        listen = ("--listen", f"{ip}:{self.port + slot}", *self._metrics(ip, 1 + slot))
         access = self._access_here().arguments()
         return ("-m", "turnwise_actor", *places, *files, *listen, *access, *self.actor_arguments)
 
@@ -129,7 +130,6 @@ class ClusterConfig:
 class Placed:
     """One part of the cluster, as its Ray actor sees it."""
 
-    name: str
     node: str = ""
     """Its node's IP; empty: it waits for a node."""
     address: str = ""
@@ -145,28 +145,29 @@ class Placed:
 class Tie:
     """The Ray actor that ties a post on its node to the cluster.
 
+    An actor takes the first slot of its node that no other has: whichever Ray puts there, the addresses of
+    the node stay the same.
+
     Args:
-        number: Of the actor; None: the learner.
+        is_learner: It is the learner's; else an actor's.
         learner: Address of the learner.
         domain: Content of the domain file.
         keys: Content of the token keys' file, which all actors share.
     """
 
-    def __init__(
-        self, config: ClusterConfig, number: int | None, learner: str, domain: str, keys: str
-    ) -> None:
+    def __init__(self, config: ClusterConfig, is_learner: bool, learner: str, domain: str, keys: str) -> None:
         self._config, self._node = config, ray.util.get_node_ip_address()
-        name = LEARNER if number is None else f"actor-{number}"
         folder = config.folder
-        if number is None:
-            self._address, command = learner, config.learner_command(self._node)
+        if is_learner:
+            name, self._address, command = LEARNER, learner, config.learner_command(self._node)
         else:
-            self._address = f"{self._node}:{config.port + number}"
+            slot, self._held = _free_slot(folder.path)
+            name, self._address = f"actor-{config.port + slot}", f"{self._node}:{config.port + slot}"
             folder.spool.mkdir(parents=True, exist_ok=True)
             if not folder.keys.exists() or folder.keys.read_text() != keys:
                 write_secret(folder.keys, keys)
             file = _written(folder.path / "domains", domain)
-            command = config.actor_command(self._node, number, learner, file)
+            command = config.actor_command(self._node, slot, learner, file)
         log = folder.logs / f"{name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         self._order = Order(command, str(log), outlive_s=config.outlive_s)
@@ -189,7 +190,7 @@ class Tie:
     def describe(self) -> Placed:
         """How it goes."""
         state = self._post.state() if self._post.is_kept() else None
-        return Placed(self._post.name, self._node, self._address, state)
+        return Placed(self._node, self._address, state)
 
     def stop(self, timeout_s: float) -> int | None:
         """Has the process end; its exit code, None: it has not ended within the time."""
@@ -242,13 +243,13 @@ def place(config: ClusterConfig, say: Say) -> None:
     config.folder.ensure_keys()
     learner = f"{ip}:{config.learner_port}"
     contents = (config.domain.expanduser().read_text(), config.folder.keys.read_text())
-    wanted = {f"actor-{number}": number for number in range(config.actors)}
+    wanted = [f"actor-{number}" for number in range(config.actors)]
     for name in _actors():
         if name not in wanted:
             _remove(name, say)
-    _tie(LEARNER, _HEAD, (config, None, learner, *contents))
-    for name, number in wanted.items():
-        _tie(name, {RESOURCE: 1}, (config, number, learner, *contents))
+    _tie(LEARNER, _HEAD, (config, True, learner, *contents))
+    for name in wanted:
+        _tie(name, {RESOURCE: 1}, (config, False, learner, *contents))
     say(f"placed the learner at {learner} and {config.actors} actors")
 
 
@@ -275,15 +276,15 @@ def placed_config() -> ClusterConfig:
     return config
 
 
-def describe() -> list[Placed]:
-    """All parts, the learner first; those that do not answer wait for a node."""
+def describe() -> dict[str, Placed]:
+    """All parts by name, the learner first; those that do not answer wait for a node."""
     names = [LEARNER, *_actors()] if LEARNER in _names() else _actors()
     asked = {ray.get_actor(name).describe.remote(): name for name in names}
     ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_S) if asked else None
-    return [_answer(reply, name) for reply, name in asked.items()]
+    return {name: _answer(reply) for reply, name in asked.items()}
 
 
-def wait_ready(timeout_s: float, say: Say) -> list[Placed]:
+def wait_ready(timeout_s: float, say: Say) -> dict[str, Placed]:
     """Returns when the learner and every actor serve.
 
     Raises:
@@ -345,6 +346,28 @@ def _check(config: ClusterConfig, ip: str) -> None:
         raise PlacementError(str(error)) from error
 
 
+def _free_slot(data: Path) -> tuple[int, TextIO]:
+    """The first slot of this node that no other Ray actor holds, and the file that holds it.
+
+    Raises:
+        PlacementError: None gets free, though Ray has placed an actor here.
+    """
+    node = ray.get_runtime_context().get_node_id()
+    resources = next(each["Resources"] for each in ray.nodes() if each["NodeID"] == node)
+    deadline = time.monotonic() + _FREE_NAME_S
+    (data / "cluster").mkdir(parents=True, exist_ok=True)
+    while True:
+        for slot in range(int(resources.get(RESOURCE, 1))):
+            held = (data / "cluster" / f"slot-{slot}.lock").open("w")
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return slot, held
+            held.close()
+        if time.monotonic() > deadline:
+            raise PlacementError(f"all slots of {RESOURCE} of this node are held")
+        time.sleep(0.2)  # one that was killed is still ending
+
+
 def _written(folder: Path, domain: str) -> Path:
     """A file of a name of its own for each content: another domain is another command."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -391,7 +414,7 @@ def _tie(name: str, resources: dict[str, float], arguments: tuple[Any, ...]) -> 
 def _remove(name: str, say: Say) -> None:
     handle = ray.get_actor(name)
     say(f"stopping {name}")
-    if _answer(handle.describe.remote(), name).node:
+    if _answer(handle.describe.remote()).node:
         code = _get(handle.stop.remote(_ENDS_S), _ENDS_S + _ANSWER_S)
         if code == os.EX_TEMPFAIL:
             say(f"{name} left facts in the spool of its node; the next actor there hands them over")
@@ -403,7 +426,7 @@ def _remove(name: str, say: Say) -> None:
 def _drain(name: str, deadline: float, say: Say) -> bool:
     handle = ray.get_actor(name)
     while True:
-        if not _answer(handle.describe.remote(), name).node:
+        if not _answer(handle.describe.remote()).node:
             say(f"{name} does not run")
             return True
         say(f"draining {name}")
@@ -419,9 +442,9 @@ def _drain(name: str, deadline: float, say: Say) -> bool:
         time.sleep(5.0)
 
 
-def _answer(reply: Any, name: str) -> Placed:
+def _answer(reply: Any) -> Placed:
     placed = _get(reply, _ANSWER_S)
-    return placed if isinstance(placed, Placed) else Placed(name)
+    return placed if isinstance(placed, Placed) else Placed()
 
 
 def _get(reply: Any, timeout_s: float) -> Any:
@@ -433,11 +456,11 @@ def _get(reply: Any, timeout_s: float) -> Any:
         return None
 
 
-def _missing(config: ClusterConfig, parts: Sequence[Placed]) -> str:
-    waiting = [part.name for part in parts if not part.pid]
+def _missing(config: ClusterConfig, parts: Mapping[str, Placed]) -> str:
+    waiting = [name for name, part in parts.items() if not part.pid]
     if waiting:
         return ", ".join(waiting) + " (no process yet)"
-    actors = {part.address: part.pid for part in parts if part.name != LEARNER}
+    actors = {part.address: part.pid for name, part in parts.items() if name != LEARNER}
     address, access = learner_access(config)
     with Readiness(address, access, tuple(actors), config.access.certificate is not None) as readiness:
         return readiness.missing(actors)

@@ -20,6 +20,8 @@ from tests.deploy.people import read_log
 
 ONPREM = REPOSITORY / "deploy/ray/onprem.yaml"
 DESK, HEAD = "desk", "head"
+ACTOR = "actor-50051"
+"""The only one of each worker."""
 FILE = "/shared/cluster.yaml"
 DATA = "/root/turnwise-data"
 _UP_S = 400.0

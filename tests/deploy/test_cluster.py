@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from tests.deploy.cell import HEAD, Cell
+from tests.deploy.cell import ACTOR, HEAD, Cell
 from tests.deploy.machines import Machines, cannot
 
 pytestmark = [pytest.mark.skipif(bool(cannot()), reason=cannot()), pytest.mark.timeout(900)]
@@ -37,7 +37,7 @@ def assert_nothing_is_missing(cell, log, name):
 
 def test_a_cluster_loses_nothing_when_an_actor_and_the_learner_are_killed(cell):
     cell.up()
-    assert [actor.rpartition(":")[2] for actor in cell.actors] == ["50051", "50052"]
+    assert set(cell.actors) == {f"{cell.machines.ip(name)}:50051" for name in cell.workers}
     cell.talk(seed=1)
 
     killed_at = time.monotonic()
@@ -92,20 +92,20 @@ def test_a_cluster_survives_what_operators_meet(cell):
 def kill_an_actor(cell):
     first = cell.machine_of(cell.actors[0])
     cell.strike("an actor killed")
-    gone = cell.kill(first, "actor-0")
-    cell.until(lambda: cell.state(first, "actor-0")["pid"] not in (None, gone), "the actor stays away")
+    gone = cell.kill(first, ACTOR)
+    cell.until(lambda: cell.state(first, ACTOR)["pid"] not in (None, gone), "the actor stays away")
 
 
 def cut_a_worker_off(cell):
     """For so long that Ray takes the node for dead; its actor works on, and Ray takes it up again."""
     first = cell.machine_of(cell.actors[0])
-    pid = cell.state(first, "actor-0")["pid"]
+    pid = cell.state(first, ACTOR)["pid"]
     cell.strike("a worker cut off")
     with cell.machines.cut_off(first.name):
         time.sleep(75.0)
         goes_on(cell)
     cell.until_placed(300.0)
-    assert cell.state(first, "actor-0")["pid"] == pid
+    assert cell.state(first, ACTOR)["pid"] == pid
 
 
 def switch_a_worker_off_and_on(cell):
@@ -129,8 +129,8 @@ def kill_the_learner(cell):
 
 def restart_everything_under_the_bot(cell):
     """`ray up` again stops and starts Ray on every node; no process of the bot notices."""
-    before = [cell.state(cell.machine_of(actor), f"actor-{i}")["pid"] for i, actor in enumerate(cell.actors)]
+    before = {name: cell.state(cell.machines[name], ACTOR)["pid"] for name in cell.workers}
     cell.strike("Ray restarted")
     cell.up()
-    after = [cell.state(cell.machine_of(actor), f"actor-{i}")["pid"] for i, actor in enumerate(cell.actors)]
+    after = {name: cell.state(cell.machines[name], ACTOR)["pid"] for name in cell.workers}
     assert after == before

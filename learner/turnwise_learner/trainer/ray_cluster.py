@@ -13,8 +13,8 @@ def do_without_ray() -> None:
     """Has RLlib work in this process alone, as long as it has neither learners nor runners elsewhere.
 
     Of a cluster it needs nothing then but a place for two objects that runners elsewhere would fetch: its
-    configuration, and the weights. A Ray of one's own for that is eight processes, half a gigabyte, and most of
-    the seconds that a trainer takes to start.
+    configuration, and the weights. A Ray of one's own for that is eight processes, half a gigabyte, and most
+    of the seconds that a trainer takes to start.
     """
     env_runner_group.ray = _InThisProcess()
 

@@ -105,13 +105,16 @@ def main() -> None:
     arguments = _parser().parse_args()
     try:
         _configure_logging(arguments.log_level, arguments.log_file)
-        asyncio.run(serve(_config(arguments)))
+        left_behind = asyncio.run(serve(_config(arguments)))
     except (DomainError, AccessError, CredentialFileError, StoreRefusedError) as error:
         # Starting again is of no use: the supervisor knows this code.
         print(f"turnwise_learner: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(os.EX_CONFIG)
     except (JournalError, StoreError, OSError, ValueError) as error:
         sys.exit(f"turnwise_learner: {error}")
+    if left_behind:
+        logging.shutdown()
+        os._exit(os.EX_OK)
 
 
 if __name__ == "__main__":

@@ -187,6 +187,11 @@ class Service:
     def _trainer_restarts(self) -> int:
         return 0 if self.supervisor is None else self.supervisor.restarts
 
+    @property
+    def store_left_behind(self) -> bool:
+        """Whether a request to the store was still under way at the end."""
+        return self._shipping is not None and self._shipping.left_behind
+
     def _store_status(self) -> training_pb2.StoreStatus | None:
         return None if self._shipping is None else self._shipping.status
 
@@ -277,8 +282,11 @@ async def running(config: ServiceConfig) -> AsyncIterator[Service]:
         lock.release()
 
 
-async def serve(config: ServiceConfig) -> None:
+async def serve(config: ServiceConfig) -> bool:
     """Runs the service until SIGTERM or SIGINT; a second signal does not wait for the trainer.
+
+    Returns:
+        Whether a request to the store was left behind: the interpreter's end would wait for its answer.
 
     Raises:
         DomainError, JournalError, StoreError, OSError: See `running`.
@@ -295,6 +303,7 @@ async def serve(config: ServiceConfig) -> None:
             asyncio.get_running_loop().add_signal_handler(number, on_signal)
         await signalled.wait()
     log.info("stopped")
+    return service.store_left_behind
 
 
 def _replace(path: Path, text: str) -> None:

@@ -24,6 +24,15 @@ def shown(uri: str) -> str:
     return re.sub(r"(?<=://)[^/@]*@", "", uri).partition("?")[0]
 
 
+def _complete(uri: str) -> str:
+    if "://" not in uri:
+        return str(Path(uri).resolve())
+    if uri.startswith("s3://") and "allow_delayed_open" not in uri:
+        # A small object in one request, not in three.
+        return f"{uri}{'&' if '?' in uri else '?'}allow_delayed_open=true"
+    return uri
+
+
 class ObjectStore:
     """A folder or bucket that objects are put into, whole or not at all. May be used from any thread.
 
@@ -43,15 +52,18 @@ class ObjectStore:
             OSError: It cannot be reached.
         """
         try:
-            filesystem, root = fs.FileSystem.from_uri(uri if "://" in uri else str(Path(uri).resolve()))
+            filesystem, root = fs.FileSystem.from_uri(_complete(uri))
         except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError) as error:
             raise StoreRefusedError(f"--checkpoint-store {shown(uri)}: {error}") from error
+        if not root:
+            raise StoreRefusedError(f"--checkpoint-store {shown(uri)}: wanted a bucket or folder after it")
         return cls(filesystem, root)
 
     def put(self, name: str, data: bytes) -> None:
         """Writes an object, in the place of one that is there."""
         target = self._begin(name)
-        with self._fs.open_output_stream(target) as stream:
+        # Else a name in .gz has it compressed.
+        with self._fs.open_output_stream(target, compression=None) as stream:
             stream.write(data)
         self._finish(target, name, len(data))
 

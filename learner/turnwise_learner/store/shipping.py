@@ -39,6 +39,8 @@ class Shipping:
 
     def __init__(self, config: StoreConfig, data: Path, epoch: int) -> None:
         self._config, self._data, self._epoch = config, data, epoch
+        self.left_behind = False
+        """A request was still under way at the end."""
         self._store: ObjectStore | None = None
         self._journal: JournalCopy | None = None
         self._checkpoints: CheckpointCopies | None = None
@@ -66,6 +68,7 @@ class Shipping:
             worker.close(max(deadline - time.monotonic(), 0.0))
             if not worker.ended:
                 log.warning("the store is left behind: what is new in the %s is not in it", worker.name)
+                self.left_behind = True
         if self._journal is not None and self._workers[0].ended:
             self._journal.close()
 

@@ -108,11 +108,11 @@ def test_ages_are_for_people():
 
 
 def test_what_survives_the_loss_of_the_learners_disk_is_told():
-    none = " ".join(shown(learner()).split())
-    assert "store none: acknowledged facts survive a process crash, not the loss of the learner's disk" in none
+    survives = "acknowledged facts survive a process crash, not the loss of the learner's disk"
+    assert f"store none: {survives}" in " ".join(shown(learner()).split())
     store = training_pb2.StoreStatus(uri="s3://bucket/bot", shipped_through=70, checkpoint="step-80")
     text = " ".join(shown(learner(store=store)).split())
-    assert "s3://bucket/bot, step-80; acknowledged facts survive a process crash, not the loss" in text
+    assert f"s3://bucket/bot, step-80; {survives}" in text
     assert "shipped through 70 of 100" in text
     store.problems.append("the journal cannot be copied to the store (3 times): it is away")
     assert store.problems[0] in problems(learner(store=store))

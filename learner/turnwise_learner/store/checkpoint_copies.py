@@ -74,6 +74,11 @@ class CheckpointCopies:
         self.newest = list(self._stored)[-1] if self._stored else ""
         """Name of the newest in the store; empty: none."""
 
+    @property
+    def behind(self) -> bool:
+        """Whether there may be something to copy."""
+        return _modified_ns(self._root / LATEST) != self._seen_ns
+
     def copy(self, journaled_through: int) -> None:
         """Copies the newest checkpoint and the pinned ones, unless the store has them.
 
@@ -84,8 +89,6 @@ class CheckpointCopies:
             OSError: The store is away.
         """
         changed_ns = _modified_ns(self._root / LATEST)
-        if changed_ns == self._seen_ns:
-            return
         missing = list(self._missing())
         for checkpoint in missing:
             if checkpoint.manifest.journal_cursor <= journaled_through:

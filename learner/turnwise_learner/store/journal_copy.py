@@ -74,7 +74,7 @@ class JournalCopy:
         self._reader = JournalReader(journal)
         try:
             self._state = self._own_state()
-            self._check_owner()
+            self.check_owner()
             found = counting(stored_segments(store), takeovers(store))
             self._chain = chain(found)
             self._check_length()
@@ -101,7 +101,7 @@ class JournalCopy:
         state.meta.pop("counts", None)  # counted anew when restored; they change with every fact
         if (end, state) == (self.through, self._state):
             return
-        self._check_owner()
+        self.check_owner()
         if state != self._state:
             self._store.put_json(STATE, asdict(state))
             self._state = state
@@ -109,6 +109,20 @@ class JournalCopy:
             self._put(segment)
             self._chain.append(segment)
             self._merge()
+
+    def check_owner(self) -> None:
+        """Before anything is written. May be called from any thread.
+
+        Raises:
+            StoreRefusedError: Another learner has taken the store over.
+        """
+        newest = max((int(name.removesuffix(".json")) for name in self._store.sizes(TAKEOVERS)), default=0)
+        if newest > self._epoch:
+            raise StoreRefusedError(
+                f"another learner has gone on from the checkpoint store, above epoch {newest}; this one is "
+                f"of epoch {self._epoch} and writes no more to it. Stop one of the two: what was said to "
+                "this one alone is in its data folder only"
+            )
 
     def close(self) -> None:
         """Lets go of the journal."""
@@ -123,15 +137,6 @@ class JournalCopy:
                 "what is in this one; nothing in it was changed"
             )
         return state
-
-    def _check_owner(self) -> None:
-        newest = max((int(name.removesuffix(".json")) for name in self._store.sizes(TAKEOVERS)), default=0)
-        if newest > self._epoch:
-            raise StoreRefusedError(
-                f"another learner has gone on from the checkpoint store, above epoch {newest}; this one is "
-                f"of epoch {self._epoch} and writes no more to it. Stop one of the two: what was said to "
-                "this one alone is in its data folder only"
-            )
 
     def _check_length(self) -> None:
         last = self._reader.last_cursor()

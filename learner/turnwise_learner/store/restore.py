@@ -19,7 +19,7 @@ from turnwise_learner.store.errors import StoreError
 from turnwise_learner.store.journal_copy import stored_segments, stored_state, take_over, takeovers
 from turnwise_learner.store.objects import ObjectStore, shown
 from turnwise_learner.store.segments import Takeover, chain, counting, end_of, load
-from turnwise_learner.trainer.checkpoints import Checkpoint, CheckpointFolder
+from turnwise_learner.trainer.checkpoints import Checkpoint, CheckpointFolder, Manifest
 
 log = logging.getLogger(__name__)
 
@@ -132,19 +132,28 @@ class _Restore:
         """Fetches the newest checkpoint that knows no more than the journal."""
         folder = CheckpointFolder(self._data / "checkpoints")
         for stored in reversed(stored_checkpoints(self._store)):
-            manifest = stored.manifest
-            if manifest.journal_id != self._state.meta["journal_id"] or manifest.journal_cursor > through:
+            if not self._fits(stored.manifest, through):
                 log.warning(
-                    "checkpoint %s in the store is passed over: it is at %d of journal %s",
+                    "checkpoint %s in the store is passed over: it is at %d of journal %s, version %s",
                     stored.path.name,
-                    manifest.journal_cursor,
-                    manifest.journal_id,
+                    stored.manifest.journal_cursor,
+                    stored.manifest.journal_id,
+                    stored.manifest.version,
                 )
                 continue
             here = {checkpoint.path.name: checkpoint for checkpoint in folder.all()}
             log.info("restoring checkpoint %s", stored.path.name)
             return here.get(stored.path.name) or fetch(self._store, stored, folder)
         return None
+
+    def _fits(self, manifest: Manifest, through: int) -> bool:
+        """Whether it has learned from these facts, and from no others."""
+        own = manifest.journal_id == self._state.meta["journal_id"] and manifest.journal_cursor <= through
+        generation = PolicyVersion.parse(manifest.version).generation
+        return own and not any(
+            generation < taken.generation and manifest.journal_cursor > taken.cursor
+            for taken in self._takeovers
+        )
 
     def _above(self, through: int) -> Takeover:
         """Above everything that may have been given out."""

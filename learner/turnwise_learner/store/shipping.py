@@ -99,7 +99,9 @@ class Shipping:
         if self._checkpoints is None:
             root = self._data / "checkpoints"
             self._checkpoints = CheckpointCopies(self._store, root, self._config.keep_checkpoints)
-        self._checkpoints.copy(self._journal.through)
+        if self._checkpoints.behind:
+            self._journal.check_owner()
+            self._checkpoints.copy(self._journal.through)
 
 
 class _Worker:

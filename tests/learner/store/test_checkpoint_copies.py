@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from turnwise_learner.store.checkpoint_copies import CheckpointCopies, fetch, stored_checkpoints
+from turnwise_learner.store.journal_copy import take_over
 from turnwise_learner.store.objects import ObjectStore
 from turnwise_learner.store.restore import restore
+from turnwise_learner.store.segments import Takeover
 from turnwise_learner.trainer.checkpoints import CheckpointFolder, Manifest, complete_in
 
 DAY_MS = 86_400_000
@@ -113,6 +115,7 @@ KILLED_IN_MIDST = """
 import sys
 from pathlib import Path
 from turnwise_learner.store.checkpoint_copies import CheckpointCopies
+from turnwise_learner.store.journal_copy import take_over
 from turnwise_learner.store.objects import ObjectStore
 
 CheckpointCopies(ObjectStore.open(sys.argv[1]), Path(sys.argv[2]), 5).copy(10**9)
@@ -226,7 +229,7 @@ def test_a_newest_checkpoint_that_cannot_be_used_is_passed_over(harm, uri, store
     root = tmp_path / "checkpoints"
     copies = CheckpointCopies(store, root, keep_last=5)
     for number in (1, 2):
-        save(root, number, cursor=4)
+        save(root, number, cursor=2 + number)
         copies.copy(4)
     HARMS[harm](store, "checkpoints/step-000000002")
     assert restore(uri, tmp_path / "new")
@@ -234,3 +237,25 @@ def test_a_newest_checkpoint_that_cannot_be_used_is_passed_over(harm, uri, store
         "step-000000001"
     ]
     assert [row[:3] for row in written("new").table("versions")] == [(1, 1, 1)]
+
+
+def test_a_checkpoint_of_a_learner_that_another_one_took_over_from_does_not_count(
+    uri, store, written, tmp_path: Path
+):
+    journal, root = written(), tmp_path / "checkpoints"
+    journal.set_meta("journal_id", "j")
+    copies = CheckpointCopies(store, root, keep_last=5)
+    journal.add(3)
+    for epoch in (1, 10):
+        journal.set_meta("epoch", str(epoch))
+        copy = journal.copy_to(store)
+        copy.ship()
+        copy.close()
+        take_over(store, Takeover(epoch=9, generation=9, cursor=3))
+        journal.add(1)
+    for number in (1, 2):  # the second one has learned the old learner's fact 4
+        save(root, number, cursor=2 + number)
+        copies.copy(FAR)
+    assert restore(uri, tmp_path / "new")
+    assert written("new").last == 4
+    assert [path.name for path in (tmp_path / "new/checkpoints").glob("step-*")] == ["step-000000001"]

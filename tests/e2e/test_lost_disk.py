@@ -49,7 +49,8 @@ def test_another_learner_goes_on_with_what_was_taught(buckets: Buckets, tmp_path
     places = ("--keys", keys, "--spool", tmp_path / "spool", "--address-file", actor_address)
     with process(*actor, *places):
         with process(*learner, *store) as first:
-            actor_at = eventually(lambda: actor_address.exists() and actor_address.read_text())
+            eventually(actor_address.exists)
+            actor_at = actor_address.read_text()
             eventually(lambda: any(a.report.policy_version.generation for a in status(address).actors), 120)
             with turnwise.Client(actor_at) as bot:
                 talk = bot.dialogue(user="ann")
@@ -60,15 +61,17 @@ def test_another_learner_goes_on_with_what_was_taught(buckets: Buckets, tmp_path
                     operator = training_pb2_grpc.OperatorStub(channel)
                     saved = operator.SaveCheckpoint(training_pb2.SaveCheckpointRequest(), timeout=30)
                 name = Path(saved.path).name
-                before = eventually(lambda: (s := status(address)).store.checkpoint == name and s)
+                eventually(lambda: status(address).store.checkpoint == name)
                 eventually(lambda: (s := status(address)).store.shipped_through == s.journal_cursor)
+                before = status(address)
                 facts = {row.fact.key for row in journal_rows(data)}
                 first.send_signal(signal.SIGKILL)
                 eventually(lambda: not alive(before.trainer.pid))
         shutil.rmtree(data)
         with process(*learner, *store), turnwise.Client(actor_at) as bot:
             eventually(lambda: status(address).trainer_alive, 120)
-            after = eventually(lambda: (s := status(address)).trainer.updates and s)
+            eventually(lambda: status(address).trainer.updates)
+            after = status(address)
             assert after.trainer.updates >= saved.updates > 0
             assert f"restored {name}" in (data / "logs" / "trainer.log").read_text()
             assert facts <= {row.fact.key for row in journal_rows(data)}
@@ -77,4 +80,4 @@ def test_another_learner_goes_on_with_what_was_taught(buckets: Buckets, tmp_path
             receipt = bot.resume(talk.token).act(text="hello again").reward(1)
             assert receipt.settled == "LEARNER"
             wait_learned(actor_at, receipt.journal_cursor)
-            assert status(address).trainer.rated_turns == 2
+            eventually(lambda: status(address).trainer.rated_turns == 2)

@@ -24,8 +24,9 @@ from turnwise_learner.trainer.checkpoints import Checkpoint, CheckpointFolder, M
 log = logging.getLogger(__name__)
 
 JUMP = 1_000_000
-"""How far above the stored epoch and generation a restored journal goes on. The lost one may have given out
-later ones, one a start: actors refuse an epoch, and pass over a policy, that goes back."""
+"""How far above the stored epoch, generation and position a restored journal goes on. The lost one may have
+given out later ones: actors refuse an epoch, and pass over a policy, that goes back; and who was told of a
+position that was lost, or has a policy that learned it, must not take another fact for it."""
 _TOLD_EVERY_S = 5.0
 _README = b"""Journal and checkpoints of a Turnwise learner, with what people said to it.
 A learner started with an empty data folder and this store goes on from here; see docs/operations.md.
@@ -168,6 +169,8 @@ def _put_state(journal: sqlite3.Connection, state: JournalState, taken: Takeover
     meta = {**state.meta, "epoch": str(taken.epoch), "counts": json.dumps(dict(counted))}
     journal.execute("DELETE FROM meta")
     journal.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
+    journal.execute("DELETE FROM sqlite_sequence WHERE name = 'facts'")
+    journal.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('facts', ?)", (taken.cursor + JUMP,))
     journal.executemany("INSERT INTO domains VALUES (?, ?, ?)", state.domains)
     journal.executemany("INSERT INTO generations VALUES (?, ?, ?)", _rows(state.generations))
     now_ms = time.time_ns() // 1_000_000

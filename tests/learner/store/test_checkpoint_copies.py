@@ -91,7 +91,7 @@ class Mortal:
 
 def test_killed_at_any_moment_it_leaves_complete_checkpoints_and_the_next_one_clears_up(tmp_path: Path):
     store, root, lives = ObjectStore.open(str(tmp_path / "store")), tmp_path / "checkpoints", 0
-    first = save(root, 1)
+    first = second = save(root, 1)
     CheckpointCopies(store, root, keep_last=1).copy(FAR)
     ended = False
     while not ended:

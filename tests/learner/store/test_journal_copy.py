@@ -49,7 +49,7 @@ def test_what_was_shipped_is_restored_and_the_rest_is_not(uri, store, written):
     assert new.table("domains") == old.table("domains")
     assert not list(new.data.glob(".*"))
     new.add(1)
-    assert new.last == 5001
+    assert new.last == 5000 + JUMP + 1  # a position that may have been told is not told again
 
 
 def test_epoch_and_generation_go_on_far_above_those_that_may_be_lost(uri, store, written):
@@ -102,7 +102,8 @@ def test_small_segments_are_merged_and_nothing_is_missing(uri, store, written):
         journal.add(2)
         copy.ship()
     copy.close()
-    assert [Segment.parse(name).level for name in shipped(store)] == [1, 0, 0, 0, 0]
+    levels = [segment.level for name in shipped(store) if (segment := Segment.parse(name))]
+    assert levels == [1, 0, 0, 0, 0]
     restore(uri, journal.data.parent / "new")
     assert written("new").facts == journal.facts
 

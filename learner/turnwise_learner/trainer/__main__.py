@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
             from turnwise_learner.trainer.training import Training, start_ray
 
             faulthandler.dump_traceback_later(_LONGEST_RAY_START_S, exit=True)
-            start_ray()
+            start_ray(int(domain.learning.get("num_learners", 0)))
             faulthandler.dump_traceback_later(_LONGEST_RESTORE_S, exit=True)
             # After Ray, which sets handlers of its own.
             with on_signals((signal.SIGTERM, signal.SIGINT), ask_to_stop):

@@ -37,13 +37,17 @@ _NAMED_COUNTERS = {"turns", "rated_turns", "lessons", "ended"}
 """Those that a report has fields for, or that the service counts."""
 
 
-def start_ray() -> None:
-    """A Ray of this process's own: RLlib wants one even when every component is local."""
+def start_ray(learners: int = 0) -> None:
+    """A Ray of this process's own: RLlib wants one even when every component is local.
+
+    Args:
+        learners: Remote ones, which need a CPU each.
+    """
     # One torch thread: at batches of 32 a second one costs more than it brings.
     torch.set_num_threads(1)
     ray.init(
         address="local",
-        num_cpus=1,
+        num_cpus=1 + learners,
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.WARNING,
@@ -263,6 +267,7 @@ class Training:
         if not part.is_dir():
             raise CommandError(grpc.StatusCode.NOT_FOUND, f"there is no checkpoint at {checkpoint}")
         self.algorithm.learner_group.restore_from_path(str(part))
+        self.algorithm.restored_learners()
         self.algorithm.pacer.forgive()
         self._versions.begin(generation)
         self._publish("rollback")

@@ -259,3 +259,23 @@ def test_a_checkpoint_of_a_learner_that_another_one_took_over_from_does_not_coun
     assert restore(uri, tmp_path / "new")
     assert written("new").last == 4
     assert [path.name for path in (tmp_path / "new/checkpoints").glob("step-*")] == ["step-000000001"]
+
+
+def test_a_restore_that_was_interrupted_begins_again(uri, store, written, tmp_path: Path):
+    journal, root, new = written(), tmp_path / "checkpoints", tmp_path / "new"
+    journal.set_meta("journal_id", "j")
+    journal.add(4)
+    copy = journal.copy_to(store)
+    copy.ship()
+    copy.close()
+    name = save(root, 1, cursor=4)
+    CheckpointCopies(store, root, keep_last=5).copy(4)
+    # What is left when it ends between the checkpoint and the journal, and in the midst of each.
+    fetch(store, stored_checkpoints(store)[0], CheckpointFolder(new / "checkpoints"))
+    (new / "checkpoints" / ".aside-step-000000009").mkdir()
+    (new / ".restore").mkdir()
+    (new / ".restore" / "journal.sqlite").write_bytes(b"half")
+    assert restore(uri, new)
+    assert written("new").facts == journal.facts
+    assert sorted(path.name for path in (new / "checkpoints").iterdir()) == ["LATEST", name]
+    assert not (new / ".restore").exists()

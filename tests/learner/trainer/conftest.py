@@ -14,6 +14,6 @@ def _ray() -> Iterator[None]:
 
         from turnwise_learner.trainer.training import start_ray
 
-        start_ray()
+        start_ray(learners=2)
         yield
         ray.shutdown()

@@ -201,9 +201,8 @@ def _show(parts: "dict[str, Placed]") -> None:
         table.add_column(heading)
     for name, part in parts.items():
         if part.state is None:
-            table.add_row(
-                part.name, part.address or "-", "none yet" if part.node else "waits for a node", "", ""
-            )
+            why = "none yet" if part.node else "waits for a node"
+            table.add_row(name, part.address or "-", why, "", "")
             continue
         ended = "" if part.state.exit_code is None else str(part.state.exit_code)
         table.add_row(name, part.address, str(part.pid or "none"), str(part.state.starts), ended)

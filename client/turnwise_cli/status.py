@@ -118,7 +118,7 @@ def problems(status: training_pb2.LearnerStatus) -> list[str]:
                 f"actor {actor.report.address} answered {actor.report.unrecorded_turns} turns that are not "
                 "recorded: its spool was full"
             )
-    return found + list(status.trainer.warnings)
+    return found + list(status.store.problems) + list(status.trainer.warnings)
 
 
 def _facts(status: training_pb2.LearnerStatus, address: str, now: int) -> Table:
@@ -148,6 +148,7 @@ def _facts(status: training_pb2.LearnerStatus, address: str, now: int) -> Table:
     row("journal", f"cursor {status.journal_cursor:,}, {_bytes(status.journal_bytes)}; {dialogues}")
     row("", f"{status.decisions:,} decisions, {status.feedback:,} feedback")
     row("checkpoint", _checkpoint(trainer.last_checkpoint, now))
+    row("store", _store(status))
     if trainer.HasField("exploration"):
         modes = exploration_texts(trainer.exploration).items()
         row("exploration", "; ".join(f"{mode} {told}" for mode, told in modes))
@@ -196,6 +197,15 @@ def _checkpoint(checkpoint: training_pb2.CheckpointInfo, now: int) -> str:
     pinned = ", pinned" if checkpoint.pinned else ""
     saved = age(now - checkpoint.saved_ms)
     return f"{Path(checkpoint.path).name}, {saved} ago, through {checkpoint.journal_cursor:,}{pinned}"
+
+
+def _store(status: training_pb2.LearnerStatus) -> str:
+    survives = "acknowledged facts survive a process crash, not the loss of the learner's disk"
+    if not status.HasField("store"):
+        return f"none: {survives}"
+    store = status.store
+    shipped = f"shipped through {store.shipped_through:,} of {status.journal_cursor:,}"
+    return f"{store.uri}, {store.checkpoint or 'no checkpoint yet'}; {survives}: {shipped}"
 
 
 def age(milliseconds: int) -> str:

@@ -15,6 +15,7 @@ from turnwise_actor.access.server_access import AccessError, ServerAccess
 from turnwise_actor.policy import DomainError
 from turnwise_learner.journal import JournalError
 from turnwise_learner.service import ServiceConfig, serve
+from turnwise_learner.store import StoreConfig, StoreError, StoreRefusedError
 
 _TRAINER_OPTIONS = {
     "checkpoint_every_s": "seconds between two checkpoints",
@@ -40,6 +41,19 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in _TRAINER_OPTIONS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", metavar="N", help=f"handed to the trainer: {text}")
     parser.add_argument("--no-tensorboard", action="store_true", help="the trainer writes no event files")
+    parser.add_argument(
+        "--checkpoint-store",
+        metavar="URI",
+        help="a folder, or s3://, gs://, file://: where checkpoints and the journal are copied to, and "
+        "fetched from if the data folder has no journal",
+    )
+    parser.add_argument(
+        "--ship-journal-every",
+        type=float,
+        default=StoreConfig.every_s,
+        metavar="S",
+        help="seconds between two copies of what is new in the journal (default: %(default)g)",
+    )
     parser.add_argument("--log-level", choices=_LEVELS, default="info")
     parser.add_argument("--log-file", type=Path, metavar="FILE", help="instead of standard error")
     server_access.add_options(parser)
@@ -63,7 +77,16 @@ def _config(arguments: argparse.Namespace) -> ServiceConfig:
         metrics_listen=arguments.metrics_listen,
         start_trainer=not arguments.no_trainer,
         trainer_options=tuple(options),
+        store=_store(arguments),
     )
+
+
+def _store(arguments: argparse.Namespace) -> StoreConfig | None:
+    """As told; in the store as many checkpoints are kept as in the data folder."""
+    if not arguments.checkpoint_store:
+        return None
+    keep = int(arguments.keep_checkpoints or StoreConfig.keep_checkpoints)
+    return StoreConfig(arguments.checkpoint_store, arguments.ship_journal_every, keep)
 
 
 def _access(arguments: argparse.Namespace) -> ServerAccess:
@@ -87,13 +110,16 @@ def main() -> None:
     arguments = _parser().parse_args()
     try:
         _configure_logging(arguments.log_level, arguments.log_file)
-        asyncio.run(serve(_config(arguments)))
-    except (DomainError, AccessError, CredentialFileError) as error:
+        left_behind = asyncio.run(serve(_config(arguments)))
+    except (DomainError, AccessError, CredentialFileError, StoreRefusedError) as error:
         # Starting again is of no use: the supervisor knows this code.
         print(f"turnwise_learner: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(os.EX_CONFIG)
-    except (JournalError, OSError, ValueError) as error:
+    except (JournalError, StoreError, OSError, ValueError) as error:
         sys.exit(f"turnwise_learner: {error}")
+    if left_behind:
+        logging.shutdown()
+        os._exit(os.EX_OK)
 
 
 if __name__ == "__main__":

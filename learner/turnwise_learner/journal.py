@@ -90,6 +90,15 @@ class Row:
     """Address of the actor that sent it; may be empty."""
 
 
+@dataclass(frozen=True)
+class JournalState:
+    """What a journal holds beside its facts and its list of versions."""
+
+    meta: dict[str, str]
+    domains: list[tuple[str, str, int]]
+    generations: list[tuple[int, str, int]]
+
+
 class JournalReader:
     """Reads a journal while the service writes it. Each call is one short transaction.
 
@@ -148,6 +157,18 @@ class JournalReader:
         return int(
             self._connection.execute("SELECT coalesce(max(generation), 0) FROM generations").fetchone()[0]
         )
+
+    def state(self) -> JournalState:
+        """All but the facts and the list of versions, from one moment."""
+        self._connection.execute("BEGIN")
+        try:
+            return JournalState(
+                dict(self._connection.execute("SELECT name, value FROM meta").fetchall()),
+                self._connection.execute("SELECT * FROM domains ORDER BY rowid").fetchall(),
+                self._connection.execute("SELECT * FROM generations ORDER BY generation").fetchall(),
+            )
+        finally:
+            self._connection.execute("COMMIT")
 
     def close(self) -> None:
         """Lets go of the file."""

@@ -105,3 +105,15 @@ def test_ages_are_for_people():
         "2.5 h",
         "12 d",
     ]
+
+
+def test_what_survives_the_loss_of_the_learners_disk_is_told():
+    survives = "acknowledged facts survive a process crash, not the loss of the learner's disk"
+    assert f"store none: {survives}" in " ".join(shown(learner()).split())
+    store = training_pb2.StoreStatus(uri="s3://bucket/bot", shipped_through=70, checkpoint="step-80")
+    text = " ".join(shown(learner(store=store)).split())
+    assert f"s3://bucket/bot, step-80; {survives}" in text
+    assert "shipped through 70 of 100" in text
+    store.problems.append("the journal cannot be copied to the store (3 times): it is away")
+    assert store.problems[0] in problems(learner(store=store))
+    assert "! the journal cannot be copied" in shown(learner(store=store))

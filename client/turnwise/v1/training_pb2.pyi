@@ -584,6 +584,7 @@ class LearnerStatus(google.protobuf.message.Message):
     PUBLISHED_FIELD_NUMBER: builtins.int
     PUBLISHED_LEARNED_THROUGH_FIELD_NUMBER: builtins.int
     TRAINER_RESTARTS_FIELD_NUMBER: builtins.int
+    STORE_FIELD_NUMBER: builtins.int
     domain: builtins.str
     domain_fingerprint: builtins.str
     journal_id: builtins.str
@@ -608,6 +609,10 @@ class LearnerStatus(google.protobuf.message.Message):
     def trainer(self) -> global___TrainerReport: ...
     @property
     def published(self) -> turnwise.v1.dialogue_pb2.PolicyVersion: ...
+    @property
+    def store(self) -> global___StoreStatus:
+        """Not set: there is none, and what was acknowledged is lost with the learner's disk."""
+
     def __init__(
         self,
         *,
@@ -629,11 +634,54 @@ class LearnerStatus(google.protobuf.message.Message):
         published: turnwise.v1.dialogue_pb2.PolicyVersion | None = ...,
         published_learned_through: builtins.int = ...,
         trainer_restarts: builtins.int = ...,
+        store: global___StoreStatus | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["published", b"published", "trainer", b"trainer"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["actors", b"actors", "decisions", b"decisions", "dialogues", b"dialogues", "domain", b"domain", "domain_fingerprint", b"domain_fingerprint", "ended", b"ended", "epoch", b"epoch", "feedback", b"feedback", "journal_bytes", b"journal_bytes", "journal_cursor", b"journal_cursor", "journal_id", b"journal_id", "pid", b"pid", "published", b"published", "published_learned_through", b"published_learned_through", "started_ms", b"started_ms", "trainer", b"trainer", "trainer_alive", b"trainer_alive", "trainer_restarts", b"trainer_restarts"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["published", b"published", "store", b"store", "trainer", b"trainer"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["actors", b"actors", "decisions", b"decisions", "dialogues", b"dialogues", "domain", b"domain", "domain_fingerprint", b"domain_fingerprint", "ended", b"ended", "epoch", b"epoch", "feedback", b"feedback", "journal_bytes", b"journal_bytes", "journal_cursor", b"journal_cursor", "journal_id", b"journal_id", "pid", b"pid", "published", b"published", "published_learned_through", b"published_learned_through", "started_ms", b"started_ms", "store", b"store", "trainer", b"trainer", "trainer_alive", b"trainer_alive", "trainer_restarts", b"trainer_restarts"]) -> None: ...
 
 global___LearnerStatus = LearnerStatus
+
+@typing.final
+class StoreStatus(google.protobuf.message.Message):
+    """Where checkpoints and journal are copied to. Acknowledged facts survive the crash of a process; of those
+    beyond `shipped_through` none survives the loss of the learner's disk.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    URI_FIELD_NUMBER: builtins.int
+    SHIPPED_THROUGH_FIELD_NUMBER: builtins.int
+    CHECKPOINT_FIELD_NUMBER: builtins.int
+    SHIPPED_MS_FIELD_NUMBER: builtins.int
+    FAILURES_FIELD_NUMBER: builtins.int
+    PROBLEMS_FIELD_NUMBER: builtins.int
+    uri: builtins.str
+    """Without keys and options."""
+    shipped_through: builtins.int
+    """Position of the journal up to which its facts are in the store."""
+    checkpoint: builtins.str
+    """Name of the newest checkpoint in the store; empty: none."""
+    shipped_ms: builtins.int
+    """When the journal's copy was last known to be up to date, the learner's clock; 0: never."""
+    failures: builtins.int
+    """Attempts that failed since the start."""
+    @property
+    def problems(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What keeps the copies from being up to date now."""
+
+    def __init__(
+        self,
+        *,
+        uri: builtins.str = ...,
+        shipped_through: builtins.int = ...,
+        checkpoint: builtins.str = ...,
+        shipped_ms: builtins.int = ...,
+        failures: builtins.int = ...,
+        problems: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["checkpoint", b"checkpoint", "failures", b"failures", "problems", b"problems", "shipped_ms", b"shipped_ms", "shipped_through", b"shipped_through", "uri", b"uri"]) -> None: ...
+
+global___StoreStatus = StoreStatus
 
 @typing.final
 class ActorStatus(google.protobuf.message.Message):

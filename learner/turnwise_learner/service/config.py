@@ -7,6 +7,7 @@ from pathlib import Path
 from turnwise._channels import stays_here
 from turnwise_actor.access.client_access import LOCAL_TOKEN
 from turnwise_actor.access.server_access import ServerAccess
+from turnwise_learner.store import StoreConfig
 
 _FOLDERS = ("checkpoints", "policies", "spool", "logs")
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}
@@ -43,6 +44,10 @@ class ServiceConfig:
     """Longest wait for the trainer's answer to an operator's call that has no deadline of its own."""
     trainer_exit_wait_s: float = 60.0
     """On shutdown: time for the trainer's last checkpoint, before it is killed."""
+    store: StoreConfig | None = None
+    """Where checkpoints and journal are copied to; a data folder without a journal is filled from there."""
+    store_wait_s: float = 10.0
+    """At the start and on shutdown: longest wait for the store."""
 
     def __post_init__(self) -> None:
         named = ("listen", "local_listen", *(("metrics_listen",) if self.metrics_listen is not None else ()))
@@ -54,7 +59,10 @@ class ServiceConfig:
         if not stays_here(self.local_listen):
             raise ValueError(f"local_listen: got {self.local_listen!r}, wanted a loopback address")
         self.access.check(self.listen)
-        for name in ("max_pending_bytes", "max_message_bytes", "command_timeout_s", "trainer_exit_wait_s"):
+        for name in (
+            *("max_pending_bytes", "max_message_bytes"),
+            *("command_timeout_s", "trainer_exit_wait_s", "store_wait_s"),
+        ):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}: got {getattr(self, name)}, wanted more than 0")
 

@@ -31,6 +31,7 @@ class OperatorServicer(training_pb2_grpc.OperatorServicer):
 
     Args:
         trainer_restarts: How often the trainer child was started again.
+        store: What is in the store; None: there is none.
         command_timeout_s: Longest wait for the trainer in calls without a deadline.
     """
 
@@ -43,6 +44,7 @@ class OperatorServicer(training_pb2_grpc.OperatorServicer):
         link: TrainerLink,
         orders: StandingOrders,
         trainer_restarts: Callable[[], int],
+        store: Callable[[], training_pb2.StoreStatus | None],
         command_timeout_s: float,
     ) -> None:
         self._domain = domain
@@ -52,6 +54,7 @@ class OperatorServicer(training_pb2_grpc.OperatorServicer):
         self._link = link
         self._orders = orders
         self._trainer_restarts = trainer_restarts
+        self._store = store
         self._command_timeout_s = command_timeout_s
         self._started_ms = now_ms()
 
@@ -75,6 +78,7 @@ class OperatorServicer(training_pb2_grpc.OperatorServicer):
             started_ms=self._started_ms,
             pid=os.getpid(),
             trainer_restarts=self._trainer_restarts(),
+            store=self._store(),
         )
         current = self._broadcast.current
         if current is not None:

@@ -8,6 +8,7 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -32,6 +33,9 @@ from turnwise_learner.service.standing_orders import StandingOrders
 from turnwise_learner.service.supervisor import Supervisor
 from turnwise_learner.service.trainer_link import TrainerLink, TrainerServicer
 from turnwise_learner.service.training import TrainingServicer
+
+if TYPE_CHECKING:
+    from turnwise_learner.store.shipping import Shipping
 
 log = logging.getLogger(__name__)
 
@@ -65,10 +69,16 @@ class Service:
     """
 
     def __init__(
-        self, config: ServiceConfig, domain: Domain, journal: Journal, orders: StandingOrders
+        self,
+        config: ServiceConfig,
+        domain: Domain,
+        journal: Journal,
+        orders: StandingOrders,
+        shipping: "Shipping | None" = None,
     ) -> None:
         self._config = config
         self._domain = domain
+        self._shipping = shipping
         self.journal = journal
         self.broadcast = Broadcast()
         self.address = ""
@@ -86,6 +96,7 @@ class Service:
             self._link,
             orders,
             self._trainer_restarts,
+            self._store_status,
             config.command_timeout_s,
         )
         self._metrics = MetricsServer(LearnerMetrics(self._operator.status, config.data))
@@ -190,6 +201,14 @@ class Service:
     def _trainer_restarts(self) -> int:
         return 0 if self.supervisor is None else self.supervisor.restarts
 
+    @property
+    def store_left_behind(self) -> bool:
+        """Whether a request to the store was still under way at the end."""
+        return self._shipping is not None and self._shipping.left_behind
+
+    def _store_status(self) -> training_pb2.StoreStatus | None:
+        return None if self._shipping is None else self._shipping.status
+
     def _bind(self) -> int:
         try:
             return self._config.access.bind(self._server, self._config.listen)
@@ -215,6 +234,31 @@ class Service:
         return Supervisor(command, config.trainer_log, config.trainer_exit_wait_s)
 
 
+async def _restore(config: ServiceConfig) -> None:
+    """Fills a data folder that has no journal from the store, where there is one."""
+    if config.store is not None:
+        # Imported late: pyarrow takes 40 MB.
+        from turnwise_learner.store.restore import restore
+
+        await asyncio.to_thread(restore, config.store.uri, config.data)
+
+
+@asynccontextmanager
+async def _shipping(config: ServiceConfig, journal: Journal) -> "AsyncIterator[Shipping | None]":
+    """Copies to the store while the block runs, and a last time after it."""
+    if config.store is None:
+        yield None
+        return
+    from turnwise_learner.store.shipping import Shipping
+
+    shipping = Shipping(config.store, config.data, journal.epoch)
+    await asyncio.to_thread(shipping.start, config.store_wait_s)
+    try:
+        yield shipping
+    finally:
+        await asyncio.to_thread(shipping.close, config.store_wait_s)
+
+
 @asynccontextmanager
 async def running(config: ServiceConfig) -> AsyncIterator[Service]:
     """A service that runs inside the block.
@@ -223,34 +267,43 @@ async def running(config: ServiceConfig) -> AsyncIterator[Service]:
         DomainError: The domain file is wrong.
         JournalError: Another learner holds the journal, or it cannot be opened.
         AccessError, CredentialFileError: A certificate, key, or the credential file is wrong.
-        OSError: A file or folder cannot be written, or the address cannot be listened on.
+        StoreRefusedError: The store belongs to another journal, or another learner has taken it over.
+        StoreError: The store has no journal that can be used, and the data folder has none.
+        OSError: A file or folder cannot be written, the address cannot be listened on, or the store is away
+            and the data folder has no journal.
     """
     domain = Domain.load(config.domain)
     config.create_folders()
     lock = JournalLock(config.data / "journal.lock")
     try:
+        await _restore(config)
         journal = Journal(journal_path(config.data), config.max_pending_bytes)
         try:
             text = domain.to_json()
             await journal.submit(lambda c: versions.add_domain(c, domain.fingerprint, text))
             _replace(config.data / "domain.json", text)
-            service = Service(config, domain, journal, await StandingOrders.load(journal))
-            await service.start()
-            try:
-                yield service
-            finally:
-                await service.stop()
+            async with _shipping(config, journal) as shipping:
+                orders = await StandingOrders.load(journal)
+                service = Service(config, domain, journal, orders, shipping)
+                await service.start()
+                try:
+                    yield service
+                finally:
+                    await service.stop()
         finally:
             await journal.close()
     finally:
         lock.release()
 
 
-async def serve(config: ServiceConfig) -> None:
+async def serve(config: ServiceConfig) -> bool:
     """Runs the service until SIGTERM or SIGINT; a second signal does not wait for the trainer.
 
+    Returns:
+        Whether a request to the store was left behind: the interpreter's end would wait for its answer.
+
     Raises:
-        DomainError, JournalError, OSError: See `running`.
+        DomainError, JournalError, StoreError, OSError: See `running`.
     """
     signalled = asyncio.Event()
     async with running(config) as service:
@@ -264,6 +317,7 @@ async def serve(config: ServiceConfig) -> None:
             asyncio.get_running_loop().add_signal_handler(number, on_signal)
         await signalled.wait()
     log.info("stopped")
+    return service.store_left_behind
 
 
 def _replace(path: Path, text: str) -> None:

@@ -55,12 +55,15 @@ def main(argv: list[str] | None = None) -> int:
             os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
             import torch
 
-            from turnwise_learner.trainer.ray_cluster import do_without_ray
+            from turnwise_learner.trainer.ray_cluster import do_without_ray, start_ray
             from turnwise_learner.trainer.training import Training
 
             # One torch thread: at batches of 32 a second one costs more than it brings.
             torch.set_num_threads(1)
-            do_without_ray()
+            if learners := int(domain.learning.get("num_learners", 0)):
+                start_ray(learners)
+            else:
+                do_without_ray()
             faulthandler.dump_traceback_later(_LONGEST_RESTORE_S, exit=True)
             with on_signals((signal.SIGTERM, signal.SIGINT), ask_to_stop):
                 training = Training(config, domain, stop, wake)

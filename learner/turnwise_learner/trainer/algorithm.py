@@ -32,6 +32,7 @@ from turnwise_actor.policy import (
 )
 from turnwise_learner.trainer.env_runner import JournalEnvRunner
 from turnwise_learner.trainer.pacing import Pacer
+from turnwise_learner.trainer.remote_learners import RemoteLearners
 from turnwise_learner.trainer.replay import ReplayConfig, TurnReplay
 from turnwise_learner.trainer.rl_module import TurnwiseDQNModule
 from turnwise_learner.trainer.torch_learner import TurnwiseTorchLearner
@@ -162,6 +163,11 @@ class TurnwiseDQNConfig(DQNConfig):
                 self._value_error(
                     f"{field}={getattr(self, field)} is not offered: {why}. Set {field}={wanted}."
                 )
+        if self.train_batch_size_per_learner % max(self.num_learners, 1):
+            self._value_error(
+                f"batch_size is {self.train_batch_size_per_learner}; wanted a multiple of num_learners, "
+                f"{self.num_learners}: each learner takes an equal part of a batch"
+            )
         if isinstance(self.n_step, tuple | list) or self.n_step < 1:
             self._value_error(f"n_step is {self.n_step!r}; wanted a whole number from 1 up")
 
@@ -203,6 +209,8 @@ class TurnwiseDQN(DQN):
             self.config.updates_per_unrated_turn,
             self.config.max_updates_owed,
         )
+        remote = self.config.num_learners > 0
+        self._remote = RemoteLearners(self.learner_group, self.env_runner.module) if remote else None
         self.idle_wait_s = 0.0
         """How long a training step waits for the journal when no update is owed."""
         self.paused = False
@@ -212,9 +220,9 @@ class TurnwiseDQN(DQN):
         """What actors explore; kept here so that it survives restarts."""
 
     @property
-    def learner(self) -> TurnwiseTorchLearner:
-        """The local learner."""
-        return self.learner_group._learner
+    def learner(self) -> TurnwiseTorchLearner | RemoteLearners:
+        """The local learner, or with `num_learners` all the remote ones."""
+        return self._remote or self.learner_group._learner
 
     @property
     def module(self) -> TurnwiseDQNModule:
@@ -279,7 +287,7 @@ class TurnwiseDQN(DQN):
 
     def _batches(self, count: int) -> Any:
         for _ in range(count):
-            yield self.replay.sample(self.config.total_train_batch_size, self.learner.updates)
+            yield self.replay.sample(self.config.train_batch_size_per_learner, self.learner.updates)
 
     # Checkpointable
 
@@ -299,8 +307,18 @@ class TurnwiseDQN(DQN):
             state[EXPLORATION] = asdict(self.exploration)
         return state
 
+    def restore_from_path(self, *args: Any, **kwargs: Any) -> None:
+        super().restore_from_path(*args, **kwargs)
+        self.restored_learners()
+
+    def restored_learners(self) -> None:
+        """To be called after the learners alone were restored."""
+        if self._remote is not None:
+            self._remote.read()
+
     def set_state(self, state: dict[str, Any]) -> None:
         super().set_state(state)
+        self.restored_learners()
         if COMPONENT_REPLAY in state:
             self.replay.set_state(state[COMPONENT_REPLAY])
         if PACING in state:

@@ -7,7 +7,8 @@ import logging
 import os
 import shutil
 import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from turnwise_actor.policy import PolicyVersion
 
 logger = logging.getLogger(__name__)
 
-_MANIFEST = "turnwise.json"
-_LATEST = "LATEST"
+MANIFEST = "turnwise.json"
+LATEST = "LATEST"
 _ASIDE = ".aside-"
 
 
@@ -40,6 +41,24 @@ class Manifest:
     pinned: bool = False
     counted: dict[str, int] = field(default_factory=dict)
     """What it holds and has counted, for `turnwise ledger`: rows, evicted, turns, rated_turns, held."""
+    files: dict[str, int] = field(default_factory=dict)
+    """In a store: sizes of its other files, bytes."""
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Manifest:
+        """The manifest in a text.
+
+        Raises:
+            ValueError: It is no manifest.
+        """
+        try:
+            return cls(**json.loads(text))
+        except TypeError as error:
+            raise ValueError(str(error)) from error
+
+    def to_json(self) -> str:
+        """As it lies in the checkpoint."""
+        return json.dumps(asdict(self), indent=1)
 
 
 @dataclass(frozen=True)
@@ -48,6 +67,27 @@ class Checkpoint:
 
     path: Path
     manifest: Manifest
+
+
+def complete_in(root: Path) -> list[Checkpoint]:
+    """Complete checkpoints of a folder, oldest first."""
+    found = []
+    for manifest_path in root.glob(f"step-*/{MANIFEST}"):
+        try:
+            found.append(Checkpoint(manifest_path.parent, Manifest.from_json(manifest_path.read_text())))
+        except FileNotFoundError:  # it has just made room for newer ones
+            continue
+        except ValueError as error:
+            logger.warning("checkpoint %s is left out: %s", manifest_path.parent.name, error)
+    return sorted(found, key=lambda c: (c.manifest.saved_ms, c.path.name))
+
+
+def kept(found: Sequence[Checkpoint], keep_last: int, keep_days: int) -> set[Path]:
+    """Which of the checkpoints, oldest first, are kept: the newest, the newest of each day, the pinned."""
+    newest_of_day = {c.manifest.saved_ms // 86_400_000: c.path for c in found}
+    days = sorted(newest_of_day)[-keep_days:]
+    newest = {c.path for c in found[-keep_last:]}
+    return newest | {newest_of_day[day] for day in days} | {c.path for c in found if c.manifest.pinned}
 
 
 class CheckpointFolder:
@@ -86,27 +126,24 @@ class CheckpointFolder:
         path = self.root / name
         if path.exists():
             return self._again(path, pin)
-        aside = self.root / f"{_ASIDE}{name}"
-        algorithm.save_to_path(str(aside))
-        (aside / _MANIFEST).write_text(json.dumps(asdict(manifest), indent=1))
+        saved = self.add(name, manifest, lambda aside: algorithm.save_to_path(str(aside)))
+        self._prune()
+        return saved
+
+    def add(self, name: str, manifest: Manifest, fill: Callable[[Path], object]) -> Checkpoint:
+        """Adds the checkpoint that `fill` writes into a new folder; it becomes the latest."""
+        path, aside = self.root / name, self.root / f"{_ASIDE}{name}"
+        fill(aside)
+        (aside / MANIFEST).write_text(manifest.to_json())
         _sync_tree(aside)
         aside.rename(path)
         _sync(self.root)
         self._point_latest_at(path)
-        self._prune()
         return Checkpoint(path, manifest)
 
     def all(self) -> list[Checkpoint]:
         """Complete checkpoints, oldest first."""
-        found = []
-        for manifest_path in self.root.glob(f"step-*/{_MANIFEST}"):
-            try:
-                manifest = Manifest(**json.loads(manifest_path.read_text()))
-            except (ValueError, TypeError) as error:
-                logger.warning("checkpoint %s is left out: %s", manifest_path.parent.name, error)
-                continue
-            found.append(Checkpoint(manifest_path.parent, manifest))
-        return sorted(found, key=lambda c: (c.manifest.saved_ms, c.path.name))
+        return complete_in(self.root)
 
     def newest_first(self) -> list[Checkpoint]:
         """The one that LATEST names, then the others by age."""
@@ -117,28 +154,26 @@ class CheckpointFolder:
     def latest_name(self) -> str:
         """What LATEST names; empty: nothing was ever saved."""
         try:
-            return (self.root / _LATEST).read_text().strip()
+            return (self.root / LATEST).read_text().strip()
         except FileNotFoundError:
             return ""
 
     def _again(self, path: Path, pin: bool) -> Checkpoint:
-        manifest = Manifest(**json.loads((path / _MANIFEST).read_text()))
+        manifest = Manifest.from_json((path / MANIFEST).read_text())
         if pin and not manifest.pinned:
-            manifest = Manifest(**{**asdict(manifest), "pinned": True})
-            _write_synced(path / _MANIFEST, json.dumps(asdict(manifest), indent=1))
+            manifest = replace(manifest, pinned=True)
+            _write_synced(path / MANIFEST, manifest.to_json())
         self._point_latest_at(path)
         return Checkpoint(path, manifest)
 
     def _point_latest_at(self, path: Path) -> None:
-        _write_synced(self.root / _LATEST, path.name)
+        _write_synced(self.root / LATEST, path.name)
 
     def _prune(self) -> None:
         found = self.all()
-        newest_of_day = {c.manifest.saved_ms // 86_400_000: c.path for c in found}
-        days = sorted(newest_of_day)[-self._keep_days :]
-        kept = {c.path for c in found[-self._keep_last :]} | {newest_of_day[day] for day in days}
+        stay = kept(found, self._keep_last, self._keep_days)
         for checkpoint in found:
-            if checkpoint.path not in kept and not checkpoint.manifest.pinned:
+            if checkpoint.path not in stay:
                 # Renamed first: a half-removed folder never looks like a checkpoint.
                 doomed = self.root / f"{_ASIDE}{checkpoint.path.name}"
                 checkpoint.path.rename(doomed)

@@ -19,11 +19,15 @@ def do_without_ray() -> None:
     env_runner_group.ray = _InThisProcess()
 
 
-def start_ray() -> None:
-    """Starts a Ray of this process's own."""
+def start_ray(learners: int = 0) -> None:
+    """Starts a Ray of this process's own.
+
+    Args:
+        learners: Remote ones, which need a CPU each.
+    """
     ray.init(
         address="local",
-        num_cpus=1,
+        num_cpus=1 + learners,
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.WARNING,

@@ -139,7 +139,9 @@ class TurnwiseTorchLearner(DQNTorchLearner):
         for parameter in parameters:
             parameter.grad = None
         q.backward(slopes)
-        if not self._clip([parameter.grad for parameter in parameters if parameter.grad is not None]):
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        _average(gradients)
+        if not self._clip(gradients):
             self.skipped_batches += 1
             return np.full(len(error), np.nan, np.float32)
         optimizer.step()
@@ -290,6 +292,20 @@ class TurnwiseTorchLearner(DQNTorchLearner):
     def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
         """Keeps RLlib's schedules; the target network follows its own clock."""
         Learner.after_gradient_based_update(self, timesteps=timesteps)
+
+
+def _average(gradients: list[Tensor]) -> None:
+    """Their mean over remote learners, each of which has its part of the batch; a local one is alone.
+
+    By hand, since `compute_q_values` passes the wrapper by that would do it.
+    """
+    if not torch.distributed.is_initialized():
+        return
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    torch.distributed.all_reduce(flat)
+    flat /= torch.distributed.get_world_size()
+    parts = flat.split([gradient.numel() for gradient in gradients])
+    torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
 
 
 def _shares(largest: Tensor) -> Tensor:

@@ -249,6 +249,7 @@ class Training:
         if not part.is_dir():
             raise CommandError(grpc.StatusCode.NOT_FOUND, f"there is no checkpoint at {checkpoint}")
         self.algorithm.learner_group.restore_from_path(str(part))
+        self.algorithm.restored_learners()
         self.algorithm.pacer.forgive()
         self._versions.begin(generation)
         self._publish("rollback")

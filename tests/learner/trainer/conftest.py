@@ -16,6 +16,6 @@ def _ray() -> Iterator[None]:
         from turnwise_learner.trainer.ray_cluster import start_ray
 
         torch.set_num_threads(1)
-        start_ray()
+        start_ray(learners=2)
         yield
         ray.shutdown()

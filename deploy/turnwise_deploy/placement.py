@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import json
 import logging
 import os
 import threading
@@ -164,8 +165,7 @@ class Tie:
             slot, self._held = _free_slot(folder.path)
             name, self._address = f"actor-{config.port + slot}", f"{self._node}:{config.port + slot}"
             folder.spool.mkdir(parents=True, exist_ok=True)
-            if not folder.keys.exists() or folder.keys.read_text() != keys:
-                write_secret(folder.keys, keys)
+            _take_keys(folder.keys, keys)
             file = _written(folder.path / "domains", domain)
             command = config.actor_command(self._node, slot, learner, file)
         log = folder.logs / f"{name}.log"
@@ -366,6 +366,26 @@ def _free_slot(data: Path) -> tuple[int, TextIO]:
         if time.monotonic() > deadline:
             raise PlacementError(f"all slots of {RESOURCE} of this node are held")
         time.sleep(0.2)  # one that was killed is still ending
+
+
+def _take_keys(file: Path, given: str) -> None:
+    """Seals with the head's keys from now on.
+
+    A head that has lost its disk makes new ones. Dialogues that are open then go on all the same: where no
+    key is known here, the ones from before open tokens as retired ones do.
+    """
+    taken = json.loads(given)
+    here = json.loads(file.read_text()) if file.exists() else {"keys": {}}
+    kept = set(here.get("kept", ()))
+    if not here["keys"].keys() & taken["keys"].keys():
+        kept |= here["keys"].keys()
+    if kept:
+        now, retired = time.time(), here.get("retired", {})
+        taken["keys"].update({name: here["keys"][name] for name in kept})
+        taken["retired"] = {**taken.get("retired", {}), **{name: retired.get(name, now) for name in kept}}
+        taken["kept"] = sorted(kept)
+    if taken != here:
+        write_secret(file, json.dumps(taken))
 
 
 def _written(folder: Path, domain: str) -> Path:

@@ -53,7 +53,10 @@ class Cell:
         content["setup_commands"] = []  # the machines see this tree and its environment
         content["file_mounts"] = {"~/turnwise": str(REPOSITORY / "examples/quickstart")}
         place = content["head_start_ray_commands"][-1]
-        content["head_start_ray_commands"][-1] = re.sub(r"--actors \d+", f"--actors {len(workers)}", place)
+        place = re.sub(r"--actors \d+", f"--actors {len(workers)}", place)
+        store = ("--checkpoint-store", "/shared/store", "--ship-journal-every", "2")
+        arguments = " ".join(f"--learner-arg={word}" for word in store)
+        content["head_start_ray_commands"][-1] = f"{place} {arguments}"
         (self._folder / "cluster.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
 
     def up(self) -> None:

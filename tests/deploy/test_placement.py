@@ -1,13 +1,18 @@
 """What is placed where, and what is refused before Ray is asked."""
 
+import base64
+import json
+import time
 from pathlib import Path
 
 import pytest
 
 from turnwise_actor.access.server_access import ServerAccess
-from turnwise_deploy.placement import ClusterConfig, PlacementError
+from turnwise_actor.tokens import KeyRing
+from turnwise_deploy.placement import ClusterConfig, PlacementError, _take_keys
 
 DOMAIN = Path("~/turnwise/domain.yaml")
+KEY = base64.b64encode(bytes(32)).decode()
 
 
 def test_actors_get_ports_in_a_row_and_the_learners_address(monkeypatch, tmp_path):
@@ -45,3 +50,29 @@ def test_a_learner_that_asks_who_calls_has_a_door_for_its_own_machine(tmp_path):
 def test_what_cannot_be_placed_is_refused(settings, wanted):
     with pytest.raises(PlacementError, match=wanted):
         ClusterConfig(DOMAIN, **settings)
+
+
+def keys(*names, active=None, **further):
+    return {"active": active or names[-1], "keys": dict.fromkeys(names, KEY), **further}
+
+
+def test_a_head_that_lost_its_keys_does_not_end_the_dialogues_that_are_open(tmp_path):
+    file = tmp_path / "keys.json"
+    for given in (
+        keys("dddddddd"),
+        keys("bbbbbbbb"),
+        keys("bbbbbbbb", "cccccccc", retired={"bbbbbbbb": 5.0}),
+    ):
+        _take_keys(file, json.dumps(given))
+    held = json.loads(file.read_text())
+    assert (held["active"], sorted(held["keys"])) == ("cccccccc", ["bbbbbbbb", "cccccccc", "dddddddd"])
+    assert held["retired"]["bbbbbbbb"] == 5.0
+    assert held["retired"]["dddddddd"] == pytest.approx(time.time(), abs=60)
+    assert KeyRing(file, "quickstart").active.name == "cccccccc"
+
+
+def test_a_key_that_the_head_has_removed_opens_nothing_any_more(tmp_path):
+    file = tmp_path / "keys.json"
+    _take_keys(file, json.dumps(keys("aaaaaaaa", "bbbbbbbb", retired={"aaaaaaaa": 5.0})))
+    _take_keys(file, json.dumps(keys("bbbbbbbb")))
+    assert list(json.loads(file.read_text())["keys"]) == ["bbbbbbbb"]

@@ -48,13 +48,14 @@ def command() -> None:
 @click.option(
     "--wait", type=float, default=600.0, show_default=True, help="Seconds until the bot must answer."
 )
-def up(file: Path, wait: float) -> None:
+@click.option("--fresh", is_flag=True, help="Set machines of your own up anew: one has lost its disk.")
+def up(file: Path, wait: float, fresh: bool) -> None:
     """Launch a cluster, or bring it up to date, and return when the bot answers.
 
     Prints `ready actors=HOST:PORT,... learner=HOST:PORT` last.
     """
     with _told():
-        Cluster.of(file, _say).up(wait)
+        Cluster.of(file, _say).up(wait, fresh)
 
 
 @command.command(short_help="Place the learner and the actors; called by the cluster file on the head.")

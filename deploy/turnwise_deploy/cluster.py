@@ -47,12 +47,21 @@ class Cluster:
             say(f"{path}: {warning}")
         return cls(file, say)
 
-    def up(self, wait_s: float) -> None:
+    def up(self, wait_s: float, fresh: bool = False) -> None:
         """Launches or updates the cluster, and returns when the bot answers.
+
+        Args:
+            wait_s: For the bot to answer, once Ray is up.
+            fresh: Machines of one's own are set up as if for the first time. Ray remembers, on the machine
+                that launches, which have what, and would not notice that a disk was replaced.
 
         Raises:
             ClusterError: A step has failed; what runs goes on.
         """
+        if fresh and self.file.provider == "local":
+            from ray.autoscaler._private.local.config import get_state_path
+
+            Path(get_state_path(self.file.cluster_name)).unlink(missing_ok=True)
         self._ray("up", "--yes", "--no-config-cache", str(self.file.path))
         self.on_head("status", "--wait", f"{wait_s:g}")
 

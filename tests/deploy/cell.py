@@ -59,9 +59,9 @@ class Cell:
         content["head_start_ray_commands"][-1] = f"{place} {arguments}"
         (self._folder / "cluster.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
 
-    def up(self) -> None:
+    def up(self, *options: str) -> None:
         """Launches it; returns when the bot answers."""
-        said = self.machines[DESK].run(f"turnwise cluster up {FILE} --wait 300", _UP_S)
+        said = self.machines[DESK].run(f"turnwise cluster up {FILE} --wait 300 {' '.join(options)}", _UP_S)
         ready = re.search(r"^ready actors=(\S+) learner=(\S+)", said, re.MULTILINE)
         assert ready, said[-3000:]
         self.actors, self.learner = tuple(ready[1].split(",")), ready[2]

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+import torch
 
 from turnwise_actor.policy import Domain, Encoder, Network, RawObservation
 from turnwise_learner.trainer.algorithm import TurnwiseDQN, TurnwiseDQNConfig
@@ -63,6 +64,7 @@ def records(talk: list[Step], number: int, encoder: Encoder) -> tuple[TurnRecord
 @pytest.mark.parametrize(("rated_at_the_end", "n_step"), [(False, 1), (False, 3), (True, 3)])
 def test_good_ranks_above_the_untried_and_bad_below(rated_at_the_end: bool, n_step: int, seed: int) -> None:
     desk = domain(n_step)
+    torch.manual_seed(seed)  # the first weights
     algorithm, encoder = TurnwiseDQN(config=TurnwiseDQNConfig.for_domain(desk)), Encoder(desk)
     heard: dict[int, dict[int, float]] = defaultdict(dict)
     for number, talk in enumerate(dialogues(seed, rated_at_the_end)):

@@ -128,7 +128,9 @@ async def test_connections_that_say_nothing_are_few_and_do_not_hold_up_the_end(
         await scraped(actor)
     await talk(bot, 1)
     silent[0][1].close()
-    await eventually(lambda: len(actor._metrics._connections) < 16)
+    metrics = actor._metrics
+    assert metrics is not None
+    await eventually(lambda: len(metrics._connections) < 16)
     assert (await scraped(actor))["turnwise_actor_turns_total"] == 1
     assert await asyncio.wait_for(actor.stop(), 3)
     for _, writer in silent:

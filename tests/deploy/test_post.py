@@ -110,7 +110,9 @@ def test_a_post_without_a_keeper_is_stopped_at_once(tmp_path):
     assert post.stop(0.0)
     post.give(order(tmp_path))
     assert post.stop(0.0)
-    assert post.order().stop
+    order_given = post.order()
+    assert order_given is not None
+    assert order_given.stop
     assert [each.name for each in posts(tmp_path)] == ["part"]
 
 

@@ -29,6 +29,22 @@ def goes_on(cell):
     cell.until(lambda: cell.turns() > before + 20, "nobody is answered any more")
 
 
+def all_answer(cell):
+    """No actor is left aside by the people."""
+    before = turns_of_actors(cell)
+    cell.until(
+        lambda: (
+            len(now := turns_of_actors(cell)) == len(before) and all(now[a] > before.get(a, 0) for a in now)
+        ),
+        "an actor is left aside",
+    )
+
+
+def turns_of_actors(cell):
+    reports = [actor["report"] for actor in cell.status()["actors"] if actor["connected"]]
+    return {report["address"]: int(report["turns"]) for report in reports}
+
+
 def assert_nothing_is_missing(cell, log, name):
     books, code, words = cell.reckon(log, name)
     assert (books.lost_feedback, books.lost_turns, books.doubled, log.undocumented) == ([], [], [], [])
@@ -74,6 +90,7 @@ def test_a_cluster_survives_what_operators_meet(cell):
         kill_the_learner,
         restart_everything_under_the_bot,
     ):
+        all_answer(cell)
         began = time.monotonic()
         fault(cell)
         goes_on(cell)

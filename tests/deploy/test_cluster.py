@@ -32,12 +32,12 @@ def goes_on(cell):
 def all_answer(cell):
     """No actor is left aside by the people."""
     before = turns_of_actors(cell)
-    cell.until(
-        lambda: (
-            len(now := turns_of_actors(cell)) == len(before) and all(now[a] > before.get(a, 0) for a in now)
-        ),
-        "an actor is left aside",
-    )
+
+    def answering():
+        now = turns_of_actors(cell)
+        return len(now) == len(cell.actors) and all(now[each] > before.get(each, 0) for each in now)
+
+    cell.until(answering, "an actor is left aside")
 
 
 def turns_of_actors(cell):

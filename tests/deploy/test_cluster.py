@@ -30,7 +30,8 @@ def goes_on(cell):
 
 
 def all_answer(cell):
-    """No actor is left aside by the people."""
+    """No actor is left aside by the people, who avoid one for 5 s after it was silent."""
+    time.sleep(6.0)
     before = turns_of_actors(cell)
 
     def answering():

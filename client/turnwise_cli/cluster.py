@@ -202,7 +202,7 @@ def _show(parts: "dict[str, Placed]") -> None:
         table.add_column(heading)
     for name, part in parts.items():
         if part.state is None:
-            why = "none yet" if part.node else "waits for a node"
+            why = "none" if part.node else "waits for a node"
             table.add_row(name, part.address or "-", why, "", "")
             continue
         ended = "" if part.state.exit_code is None else str(part.state.exit_code)

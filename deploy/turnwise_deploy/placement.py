@@ -173,7 +173,6 @@ class Tie:
         self._order = Order(command, str(log), outlive_s=config.outlive_s)
         self._post = post(folder.path, name)
         self._untied = threading.Event()
-        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         self.start()
 
     def start(self) -> None:

@@ -20,6 +20,8 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
+    # Kept back until it can be answered: the service takes the trainer for alive before that.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     parser = argparse.ArgumentParser()
     for name in ("data", "domain", "service", "parent-pid", "keep-checkpoints"):
         parser.add_argument(f"--{name}")
@@ -58,6 +60,7 @@ def main() -> None:
         said.put(None)
 
     signal.signal(signal.SIGTERM, signal.SIG_IGN if arguments.ignore_sigterm else on_sigterm)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     for _ in call:
         pass
 

@@ -16,15 +16,14 @@ from rich.table import Table
 from turnwise_actor.access.server_access import AccessError, ServerAccess
 from turnwise_deploy.cluster import Cluster, ClusterError
 from turnwise_deploy.cluster_file import ClusterFileError
-from turnwise_deploy.post import PostError, posts
+from turnwise_deploy.local import LocalConfig
+from turnwise_deploy.post import DATA, Order, PostError, posts
 
 if TYPE_CHECKING:
     from turnwise_deploy.placement import Placed
 
 _PATH = click.Path(path_type=Path)
-_DATA = click.option(
-    "--data", type=_PATH, default=Path("~/turnwise-data"), show_default=True, help="Data folder of each node."
-)
+_DATA = click.option("--data", type=_PATH, default=DATA, show_default=True, help="Data folder of each node.")
 _STOP_S = 150.0
 
 
@@ -61,9 +60,23 @@ def up(file: Path, wait: float, fresh: bool) -> None:
 @command.command(short_help="Place the learner and the actors; called by the cluster file on the head.")
 @click.option("--domain", type=_PATH, required=True, help="The domain file on the head.")
 @_DATA
-@click.option("--actors", type=int, default=1, show_default=True, help="How many; one a unit of actor_node.")
-@click.option("--port", type=int, default=50051, show_default=True, help="Of the first actor of a node.")
-@click.option("--learner-port", type=int, default=50050, show_default=True, help="Port of the learner.")
+@click.option(
+    "--actors",
+    type=int,
+    default=LocalConfig.actors,
+    show_default=True,
+    help="How many; one a unit of actor_node.",
+)
+@click.option(
+    "--port", type=int, default=LocalConfig.port, show_default=True, help="Of the first actor of a node."
+)
+@click.option(
+    "--learner-port",
+    type=int,
+    default=LocalConfig.learner_port,
+    show_default=True,
+    help="Port of the learner.",
+)
 @click.option(
     "--metrics-port", type=int, help="Of the learner's metrics for Prometheus; a node's actors have the next."
 )
@@ -78,7 +91,7 @@ def up(file: Path, wait: float, fresh: bool) -> None:
     "--outlive",
     "outlive_s",
     type=float,
-    default=600.0,
+    default=Order.outlive_s,
     show_default=True,
     help="Seconds that actors go on answering when the cluster is gone.",
 )

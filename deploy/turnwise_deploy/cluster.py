@@ -101,7 +101,7 @@ class Cluster:
 
     def _ssh(self, ip: str, command: str) -> None:
         key = self.file.ssh_private_key
-        identity = ("-i", str(key.expanduser())) if key else ()
+        identity = ("-i", str(key)) if key else ()
         # As Ray runs commands: a login shell that has read ~/.bashrc, where the product's PATH is.
         remote = f"bash --login -c -i {shlex.quote(f'source ~/.bashrc; {command}')}"
         _run(["ssh", *_SSH_OPTIONS, *identity, f"{self.file.ssh_user}@{ip}", remote], _SSH_S)

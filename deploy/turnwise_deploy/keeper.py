@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from turnwise_actor.signals import on_signals
@@ -90,11 +91,11 @@ class Keeper:
             child.renew(order.drain_s)
         if (code := child.poll()) is not None:
             logger.warning("%s has ended with %d; see %s", child.name, code, child.log)
-            self._state = State(os.getpid(), None, self._state.starts, code)
+            self._state = replace(self._state, pid=None, exit_code=code)
         elif child.due:
             child.start()
             logger.info("%s runs as process %d", child.name, child.pid)
-            self._state = State(os.getpid(), child.pid, self._state.starts + 1, self._state.exit_code)
+            self._state = replace(self._state, pid=child.pid, starts=self._state.starts + 1)
         else:
             return
         self._tell()
@@ -109,7 +110,7 @@ class Keeper:
             child.poll()
             time.sleep(_LOOK_EVERY_S / 2)
         logger.info("%s has ended with %s", child.name, child.exit_code)
-        self._state = State(os.getpid(), None, self._state.starts, child.exit_code)
+        self._state = replace(self._state, pid=None, exit_code=child.exit_code)
 
     def _tell(self) -> None:
         try:

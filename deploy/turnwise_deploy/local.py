@@ -21,6 +21,7 @@ from typing import Any
 from turnwise_actor.access.client_access import ClientAccess
 from turnwise_actor.access.server_access import AccessError, ServerAccess
 from turnwise_deploy.child import Child
+from turnwise_deploy.commands import Listening, actor_command, learner_command
 from turnwise_deploy.data_folder import DataFolder
 from turnwise_deploy.readiness import Readiness
 
@@ -294,7 +295,7 @@ class LocalDeployment:
                 f"{config.host}:{held.enter_context(_bound(config.host, port, setting)).getsockname()[1]}"
                 for setting, port in wanted
             ]
-            if self._access.certificate or self._access.guarded:
+            if self._access.closed:
                 door = held.enter_context(_bound("127.0.0.1", 0, "--learner-port")).getsockname()
                 self._door = f"127.0.0.1:{door[1]}"
         parts, metrics = addresses[: 1 + config.actors], addresses[1 + config.actors :]
@@ -302,38 +303,22 @@ class LocalDeployment:
         self.metrics = dict(zip(parts, metrics, strict=False))
 
     def _make_children(self) -> Iterator[tuple[str, Child]]:
-        folder, domain = self.folder, str(self.config.domain.absolute())
+        folder, config, domain = self.folder, self.config, self.config.domain.absolute()
         inherit = () if folder.lock_fd is None else (folder.lock_fd,)
-        access = tuple(self._access.arguments())
-        door = ("--local-listen", self._door) if self._door else ()
-        token = ("--learner-credentials", str(folder.local_token)) if self._door else ()
-        learner = ("-m", "turnwise_learner", "--domain", domain, "--data", str(folder.path))
-        yield (
-            self.learner,
-            Child(
-                "learner",
-                (*learner, *self._listen(self.learner), *door, *access, *self.config.learner_arguments),
-                folder.logs / "learner.log",
-                inherit,
-            ),
-        )
+        listening = self._listening(self.learner)
+        command = learner_command(domain, folder, listening, self._door, config.learner_arguments)
+        yield self.learner, Child("learner", command, folder.logs / "learner.log", inherit)
         folder.spool.mkdir(exist_ok=True)
+        token = ("--learner-credentials", str(folder.local_token)) if self._door else ()
+        further = (*token, *config.actor_arguments)
         for actor in self.actors:
-            arguments = ("-m", "turnwise_actor", "--domain", domain, "--learner", self._door or self.learner)
-            places = (*self._listen(actor), "--keys", str(folder.keys), "--spool", str(folder.spool))
-            yield (
-                actor,
-                Child(
-                    f"actor {actor}",
-                    (*arguments, *token, *places, *access, *self.config.actor_arguments),
-                    folder.logs / f"actor-{actor.rpartition(':')[2]}.log",
-                    inherit,
-                ),
-            )
+            listening = self._listening(actor)
+            command = actor_command(domain, folder, listening, self._door or self.learner, further)
+            log = folder.logs / f"actor-{actor.rpartition(':')[2]}.log"
+            yield actor, Child(f"actor {actor}", command, log, inherit)
 
-    def _listen(self, address: str) -> tuple[str, ...]:
-        metrics = self.metrics.get(address)
-        return ("--listen", address, *(("--metrics-listen", metrics) if metrics else ()))
+    def _listening(self, address: str) -> Listening:
+        return Listening(address, self._access, self.metrics.get(address, ""))
 
     def _supervise(self) -> None:
         try:

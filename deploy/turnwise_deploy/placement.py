@@ -29,8 +29,10 @@ from turnwise_actor.access.files import write_secret
 from turnwise_actor.access.server_access import AccessError, ServerAccess
 from turnwise_actor.policy import Domain, DomainError
 from turnwise_deploy.cluster import ClusterError
+from turnwise_deploy.commands import Listening, actor_command, learner_command
 from turnwise_deploy.data_folder import DataFolder
-from turnwise_deploy.post import Order, State, post
+from turnwise_deploy.local import LocalConfig
+from turnwise_deploy.post import DATA, Order, State, post
 from turnwise_deploy.readiness import Readiness
 
 NAMESPACE, LEARNER, RESOURCE = "turnwise", "learner", "actor_node"
@@ -56,11 +58,11 @@ class ClusterConfig:
 
     domain: Path
     """On the head; the actors get its content."""
-    data: Path = Path("~/turnwise-data")
-    actors: int = 1
-    port: int = 50051
+    data: Path = DATA
+    actors: int = LocalConfig.actors
+    port: int = LocalConfig.port
     """Of the first actor of each node; further ones of the same node have the next ports."""
-    learner_port: int = 50050
+    learner_port: int = LocalConfig.learner_port
     metrics_port: int | None = None
     """Of the learner's metrics, over plain HTTP; those of a node's actors have the next. None: nowhere."""
     access: ServerAccess = field(default_factory=ServerAccess)
@@ -89,29 +91,23 @@ class ClusterConfig:
     @property
     def door(self) -> str:
         """Where processes of the head come in to a learner that asks others who they are; else empty."""
-        closed = self.access.certificate is not None or self.access.guarded
-        return f"127.0.0.1:{self.learner_port - 1}" if closed else ""
+        return f"127.0.0.1:{self.learner_port - 1}" if self.access.closed else ""
 
     def learner_command(self, ip: str) -> tuple[str, ...]:
         """Of the learner on a node, after `python`."""
-        door = ("--local-listen", self.door) if self.door else ()
-        places = ("--domain", str(self.domain.expanduser()), "--data", str(self.folder.path))
-        listen = ("--listen", f"{ip}:{self.learner_port}", *door, *self._metrics(ip, 0))
-        access = self._access_here().arguments()
-        return ("-m", "turnwise_learner", *places, *listen, *access, *self.learner_arguments)
+        listening = self._listening(ip, self.learner_port, 0)
+        domain = self.domain.expanduser()
+        return learner_command(domain, self.folder, listening, self.door, self.learner_arguments)
 
     def actor_command(self, ip: str, slot: int, learner: str, domain: Path) -> tuple[str, ...]:
         """Of a node's actor of that slot, after `python`."""
-        folder = self.folder
-        places = ("--domain", str(domain), "--learner", learner)
-        files = ("--keys", str(folder.keys), "--spool", str(folder.spool))
-        listen = ("--listen", f"{ip}:{self.port + slot}", *self._metrics(ip, 1 + slot))
-        access = self._access_here().arguments()
-        return ("-m", "turnwise_actor", *places, *files, *listen, *access, *self.actor_arguments)
+        listening = self._listening(ip, self.port + slot, 1 + slot)
+        return actor_command(domain, self.folder, listening, learner, self.actor_arguments)
 
-    def _metrics(self, ip: str, above: int) -> tuple[str, ...]:
-        first = self.metrics_port
-        return () if first is None else ("--metrics-listen", f"{ip}:{first + above}")
+    def _listening(self, ip: str, port: int, above: int) -> Listening:
+        """With its metrics at a port so many above the first."""
+        metrics = "" if self.metrics_port is None else f"{ip}:{self.metrics_port + above}"
+        return Listening(f"{ip}:{port}", self._access_here(), metrics)
 
     def _access_here(self) -> ServerAccess:
         def here(path: Path | None) -> Path | None:
@@ -277,10 +273,11 @@ def placed_config() -> ClusterConfig:
 
 def describe() -> dict[str, Placed]:
     """All parts by name, the learner first; those that do not answer wait for a node."""
-    names = [LEARNER, *_actors()] if LEARNER in _names() else _actors()
-    asked = {ray.get_actor(name).describe.remote(): name for name in names}
-    ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_S) if asked else None
-    return {name: _answer(reply) for reply, name in asked.items()}
+    asked = {ray.get_actor(name).describe.remote(): name for name in _names()}
+    if not asked:
+        return {}
+    answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_S)
+    return {name: _answer(reply) if reply in answered else Placed() for reply, name in asked.items()}
 
 
 def wait_ready(timeout_s: float, say: Say) -> dict[str, Placed]:
@@ -398,13 +395,13 @@ def _written(folder: Path, domain: str) -> Path:
 
 
 def _names() -> list[str]:
-    return [str(name) for name in ray.util.list_named_actors()]
+    """Of all parts: the learner, then the actors by number."""
+    names = [str(name) for name in ray.util.list_named_actors()]
+    return sorted(names, key=lambda name: -1 if name == LEARNER else int(name.removeprefix("actor-")))
 
 
 def _actors() -> list[str]:
-    """Names of the actors, by number."""
-    names = [name for name in _names() if name.startswith("actor-")]
-    return sorted(names, key=lambda name: int(name.removeprefix("actor-")))
+    return [name for name in _names() if name != LEARNER]
 
 
 def _tie(name: str, resources: dict[str, float], arguments: tuple[Any, ...]) -> None:

@@ -16,10 +16,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
+from turnwise_actor.access.files import write_secret
+
+DATA = Path("~/turnwise-data")
+"""The data folder of a cluster's nodes, where no other is named."""
 _ORDER, _STATE, _LEASE, _LOCK = "order.json", "state.json", "lease", "keeper.lock"
 
 T = TypeVar("T", bound="Order | State")
@@ -73,7 +77,7 @@ class Post:
         """Writes the order and renews the lease."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.renew()
-        _write(self.folder / _ORDER, asdict(order))
+        write_secret(self.folder / _ORDER, json.dumps(asdict(order)))
 
     def order(self) -> Order | None:
         """The order that holds; None: none was ever given.
@@ -82,7 +86,7 @@ class Post:
             PostError: The file is malformed.
         """
         order = _read(self.folder / _ORDER, Order)
-        return None if order is None else Order(**{**asdict(order), "arguments": tuple(order.arguments)})
+        return None if order is None else replace(order, arguments=tuple(order.arguments))
 
     def renew(self) -> None:
         """Says that whoever gave the order is still there."""
@@ -97,7 +101,7 @@ class Post:
 
     def tell(self, state: State) -> None:
         """For the keeper: how it goes."""
-        _write(self.folder / _STATE, asdict(state))
+        write_secret(self.folder / _STATE, json.dumps(asdict(state)))
 
     def state(self) -> State | None:
         """What the keeper told last, also one that is gone; None: nothing yet."""
@@ -134,7 +138,7 @@ class Post:
     def stop(self, timeout_s: float) -> bool:
         """Has the process end; False: it has not within the time."""
         if (order := self.order()) is not None and not order.stop:
-            self.give(Order(**{**asdict(order), "stop": True}))
+            self.give(replace(order, stop=True))
         deadline = time.monotonic() + timeout_s
         while self.is_kept():
             if time.monotonic() > deadline:
@@ -151,13 +155,6 @@ def posts(data: Path) -> list[Post]:
 def post(data: Path, name: str) -> Post:
     """One of a data folder."""
     return Post(data / "cluster" / name)
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(content))
-    aside.chmod(0o600)
-    aside.replace(path)
 
 
 def _read(path: Path, kind: type[T]) -> T | None:

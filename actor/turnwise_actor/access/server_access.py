@@ -47,6 +47,11 @@ class ServerAccess:
         """Whether callers must say who they are."""
         return self.client_ca is not None or self.credentials is not None
 
+    @property
+    def closed(self) -> bool:
+        """Whether a process of the same machine that brings nothing is turned away."""
+        return self.certificate is not None or self.guarded
+
     def check(self, address: str) -> None:
         """Raises AccessError when listening at the address would let others in unasked."""
         if self.insecure or stays_here(address):

@@ -27,6 +27,7 @@ from typing import TypeVar
 from google.protobuf.message import DecodeError
 
 from turnwise.v1 import training_pb2
+from turnwise_actor.access.files import sync
 
 MAGIC = b"TWSPOOL1"
 _RECORD = struct.Struct("<II")
@@ -183,7 +184,7 @@ class Spool:
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
         try:
             _write_all(file, MAGIC)
-            _sync_folder(self.folder)
+            sync(self.folder)
         except OSError:
             # Without its head nothing that follows could be read.
             os.close(file)
@@ -231,7 +232,7 @@ class Spool:
             target = self.folder / f"{self._number:08d}{_SUFFIX}"
             file.rename(target)
             taken[target] = target.stat().st_size
-        _sync_folder(self.folder)
+        sync(self.folder)
         if taken:
             logger.info("took over %d segments of the spool %s", len(taken), folder)
         return taken
@@ -310,11 +311,3 @@ def _write_all(file: int, content: bytes) -> None:
     view = memoryview(content)
     while view:
         view = view[os.write(file, view) :]
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -27,6 +27,8 @@ OPTIONS: list[tuple[str, int]] = [
 ]
 
 
+WILDCARDS = ("0.0.0.0", "[::]")
+"""Hosts by which a server listens at all addresses of its machine."""
 NAME, LEARNER = "dns:///", "learner://"
 _WANTED = "'host:port', 'dns:///name:port' or 'learner://host:port'"
 

@@ -10,14 +10,13 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 
-from turnwise._channels import LEARNER, NAME, Connection, Source, is_host_and_port
+from turnwise._channels import LEARNER, NAME, WILDCARDS, Connection, Source, is_host_and_port
 from turnwise._errors import AccessDenied, ActorUnavailable, NotSupported, TurnwiseError, invalid
 from turnwise._routing import Router
 
 _log = logging.getLogger("turnwise")
 LINGER_S = 30.0
 """How long an address is used that is listed no longer; higher: it takes longer to forget dead ones."""
-_WILDCARDS = ("0.0.0.0", "[::]")
 
 
 class Directory:
@@ -100,6 +99,6 @@ def _nothing_in(source: Source, found: Sequence[str]) -> TurnwiseError:
 def _reached(source: Source, address: str) -> str:
     """The address as it is reached from here: a learner names its own machine with a wildcard."""
     host, _, port = address.rpartition(":")
-    if source.kind == LEARNER and host in _WILDCARDS:
+    if source.kind == LEARNER and host in WILDCARDS:
         return f"{source.target.rpartition(':')[0]}:{port}"
     return address

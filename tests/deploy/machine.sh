@@ -21,7 +21,9 @@ mkdir -p $R/dev/pts $R/dev/shm
 mount -t devpts -o newinstance,ptmxmode=0666,mode=620 devpts $R/dev/pts
 ln -s pts/ptmx $R/dev/ptmx
 ln -s /proc/self/fd $R/dev/fd
-for i in 0 1 2; do ln -s /proc/self/fd/$i $R/dev/$(echo stdin stdout stderr | cut -d' ' -f$((i + 1))); done
+ln -s /proc/self/fd/0 $R/dev/stdin
+ln -s /proc/self/fd/1 $R/dev/stdout
+ln -s /proc/self/fd/2 $R/dev/stderr
 mount -t tmpfs -o size=1g,mode=1777 shm $R/dev/shm
 mkdir -p $R/shared && mount --bind "$FOLDER/shared" $R/shared
 for place in tmp root; do

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -186,7 +186,7 @@ def _do(*words: str, check: bool = True) -> None:
         raise AssertionError(f"{shlex.join(words)}: {done.stderr}")
 
 
-def _until(condition, what: str) -> None:  # type: ignore[no-untyped-def]
+def _until(condition: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + _BOOT_S
     while not condition():
         assert time.monotonic() < deadline, what

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.deploy.ray_nodes import create_node
 from turnwise_deploy import aws_prerequisites, journal_volume
 from turnwise_deploy.cluster_file import load
 
@@ -127,22 +127,6 @@ def _bootstrapped(file: Path) -> tuple[dict[str, Any], Any]:
     return config, _get_node_provider(config["provider"], config["cluster_name"])
 
 
-def create(config: dict[str, Any], provider: Any, node_type: str, kind: str) -> None:
-    from ray.autoscaler import tags
-
-    node_config = copy.deepcopy(config["available_node_types"][node_type]["node_config"])
-    if kind == "head":
-        node_config.update(config["head_node"])
-    labels = {
-        tags.TAG_RAY_NODE_KIND: kind,
-        tags.TAG_RAY_USER_NODE_TYPE: node_type,
-        tags.TAG_RAY_NODE_NAME: f"ray-turnwise-{kind}",
-        tags.TAG_RAY_LAUNCH_CONFIG: "hash",
-        tags.TAG_RAY_NODE_STATUS: tags.STATUS_UP_TO_DATE,
-    }
-    provider.create_node(node_config, labels, count=1)
-
-
 def machines() -> list[dict[str, Any]]:
     states = [{"Name": "instance-state-name", "Values": ["pending", "running"]}]
     reservations = ec2().describe_instances(Filters=states)["Reservations"]
@@ -181,9 +165,9 @@ def test_the_shipped_file_makes_a_head_on_demand_and_spot_workers_behind_that_gr
     config, provider = bootstrapped(file)
     assert ingress(made["security group"]) == rules
     assert config["available_node_types"]["actor"]["resources"] == {"actor_node": 1}
-    create(config, provider, "head", "head")
+    create_node(config, provider, "head", "head")
     for _ in range(2):
-        create(config, provider, "actor", "worker")
+        create_node(config, provider, "actor", "worker")
 
     kinds = {machine["InstanceType"]: machine for machine in machines()}
     head, worker = kinds["m6i.xlarge"], kinds["m6i.large"]

@@ -6,7 +6,6 @@ google-api-python-client: a machine with a field that Compute Engine does not ha
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 import time
@@ -18,6 +17,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
+from tests.deploy.ray_nodes import create_node
 from turnwise_deploy import cluster_keys
 from turnwise_deploy.cluster_file import load
 
@@ -112,20 +112,6 @@ def cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> GoogleCloud:
     return cloud
 
 
-def create(config: dict[str, Any], provider: Any, node_type: str, kind: str) -> None:
-    from ray.autoscaler import tags
-
-    node_config = copy.deepcopy(config["available_node_types"][node_type]["node_config"])
-    if kind == "head":
-        node_config.update(config["head_node"])
-    labels = {
-        tags.TAG_RAY_NODE_KIND: kind,
-        tags.TAG_RAY_USER_NODE_TYPE: node_type,
-        tags.TAG_RAY_NODE_NAME: f"ray-turnwise-{kind}",
-    }
-    provider.create_node(node_config, labels, count=1)
-
-
 def test_the_shipped_file_makes_a_head_with_the_journals_disk_and_spot_workers_in_that_network(
     cloud: GoogleCloud, tmp_path: Path
 ) -> None:
@@ -140,8 +126,8 @@ def test_the_shipped_file_makes_a_head_with_the_journals_disk_and_spot_workers_i
     validate_config(config)
     config = _NODE_PROVIDERS["gcp"](config["provider"]).bootstrap_config(config)
     provider = _get_node_provider(config["provider"], config["cluster_name"])
-    create(config, provider, "head", "head")
-    create(config, provider, "actor", "worker")
+    create_node(config, provider, "head", "head")
+    create_node(config, provider, "actor", "worker")
 
     machines = {machine["labels"]["ray-node-type"]: machine for machine in cloud.machines.values()}
     head, worker = machines["head"], machines["worker"]

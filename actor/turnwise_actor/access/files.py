@@ -1,4 +1,4 @@
-"""Files that are followed while a process runs, and secrets on disk."""
+"""Files that are followed while a process runs, what a disk has for good, and secrets on it."""
 
 from __future__ import annotations
 
@@ -77,6 +77,15 @@ def _stamp(file: Path) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def sync(path: Path) -> None:
+    """Returns when the disk has a file's content, or a folder's names."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_secret(file: Path, content: str) -> None:

@@ -5,12 +5,12 @@ import ipaddress
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
+from turnwise._channels import WILDCARDS
 from turnwise.v1 import training_pb2
 from turnwise_learner.service.journal import now_ms
 
 _FORGET_AFTER_MS = 3_600_000
 _MAX_ACTORS = 1024
-_WILDCARDS = ("0.0.0.0", "[::]")
 
 
 @dataclass
@@ -131,7 +131,7 @@ def _reachable(address: str, peer: str) -> str:
     One on the learner's own machine keeps the wildcard: clients know that machine by a name of their own.
     """
     host, _, port = address.rpartition(":")
-    if host not in _WILDCARDS:
+    if host not in WILDCARDS:
         return address
     family, _, source = peer.partition(":")
     source = source.rpartition(":")[0].replace("%5B", "[").replace("%5D", "]")

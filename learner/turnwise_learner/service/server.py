@@ -18,7 +18,6 @@ from turnwise.v1 import dialogue_pb2, training_pb2, training_pb2_grpc
 from turnwise_actor.access.files import write_secret
 from turnwise_actor.access.guard import Guard, Local, callers_of
 from turnwise_actor.access.unreadable import UnreadableRequests
-from turnwise_actor.metrics_server import MetricsServer
 from turnwise_actor.policy import Domain
 from turnwise_learner.journal import journal_path
 from turnwise_learner.service import versions
@@ -26,7 +25,6 @@ from turnwise_learner.service.actors import Actors
 from turnwise_learner.service.broadcast import Broadcast, PolicyOnAir, newest_policy
 from turnwise_learner.service.config import ServiceConfig
 from turnwise_learner.service.journal import Journal, JournalLock
-from turnwise_learner.service.metrics import LearnerMetrics
 from turnwise_learner.service.operator import OperatorServicer
 from turnwise_learner.service.registry import RegistryServicer
 from turnwise_learner.service.standing_orders import StandingOrders
@@ -35,6 +33,7 @@ from turnwise_learner.service.trainer_link import TrainerLink, TrainerServicer
 from turnwise_learner.service.training import TrainingServicer
 
 if TYPE_CHECKING:
+    from turnwise_actor.metrics_server import MetricsServer
     from turnwise_learner.store.shipping import Shipping
 
 log = logging.getLogger(__name__)
@@ -99,7 +98,7 @@ class Service:
             self._store_status,
             config.command_timeout_s,
         )
-        self._metrics = MetricsServer(LearnerMetrics(self._operator.status, config.data))
+        self._metrics: MetricsServer | None = None
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._local_token = secrets.token_urlsafe(32)
         self._local_guard = Guard(Local(self._local_token))
@@ -117,7 +116,7 @@ class Service:
     @property
     def metrics_address(self) -> str:
         """HOST:PORT of the metrics, once it listens; empty: they are served nowhere."""
-        return self._metrics.address
+        return self._metrics.address if self._metrics is not None else ""
 
     async def start(self) -> None:
         """Listens, then starts the trainer.
@@ -131,8 +130,7 @@ class Service:
         self.address = self._config.address(self._bind())
         self.local_address = self._bind_local()
         if self._config.metrics_listen is not None:
-            await self._metrics.start(self._config.metrics_listen)
-            log.info("metrics are at http://%s/metrics", self.metrics_address)
+            await self._serve_metrics(self._config.metrics_listen)
         await self._server.start()
         await self._local_server.start()
         if self._guard is not None:
@@ -147,6 +145,15 @@ class Service:
             self.supervisor = self._supervise()
             self.supervisor.start()
 
+    async def _serve_metrics(self, address: str) -> None:
+        # Imported where it is wanted, as in an actor.
+        from turnwise_actor.metrics_server import MetricsServer
+        from turnwise_learner.service.metrics import LearnerMetrics
+
+        self._metrics = MetricsServer(LearnerMetrics(self._operator.status, self._config.data))
+        await self._metrics.start(address)
+        log.info("metrics are at http://%s/metrics", self.metrics_address)
+
     async def stop(self) -> None:
         """Ends everything but the journal, in order; see the class."""
         log.info("stopping: facts are no longer taken")
@@ -157,7 +164,8 @@ class Service:
             await self.supervisor.stop()
         self.broadcast.close()
         await asyncio.gather(self._server.stop(_LAST_CALLS_S), self._local_server.stop(_LAST_CALLS_S))
-        await self._metrics.stop()
+        if self._metrics is not None:
+            await self._metrics.stop()
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import pyarrow
 from pyarrow import fs
 
+from turnwise_actor.access.files import sync
 from turnwise_learner.store.errors import StoreError, StoreRefusedError
 
 _WHOLE_OR_NOT = ("s3", "gcs", "abfs")
@@ -149,14 +149,6 @@ class ObjectStore:
         if written != size:
             raise OSError(f"{name} in the store has {written} bytes after {size} were written")
         if self._fs.type_name == "local":
-            _sync(target)
+            sync(Path(target))
         if target != self._path(name):
             self._fs.move(target, self._path(name))
-
-
-def _sync(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import shutil
 import sqlite3
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from turnwise_actor.access.files import sync
 from turnwise_actor.policy import PolicyVersion
 from turnwise_learner.journal import SCHEMA, JournalState, create_schema, journal_path
 from turnwise_learner.store.checkpoint_copies import fetch, stored_checkpoints
@@ -99,10 +99,10 @@ class _Restore:
             if checkpoint is not None:
                 _put_version(journal, checkpoint)
             journal.execute("COMMIT")
-        _sync(file)
+        sync(file)
         take_over(self._store, taken)
         file.rename(journal_path(self._data))
-        _sync(self._data)
+        sync(self._data)
         log.info(
             "restored: facts through %d, %s; going on above epoch %d and generation %d",
             through,
@@ -195,11 +195,3 @@ def _put_version(journal: sqlite3.Connection, checkpoint: Checkpoint) -> None:
 
 def _rows(table: Sequence[Sequence[object]]) -> list[tuple[object, ...]]:
     return [tuple(row) for row in table]
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from turnwise_actor.access.files import sync
 from turnwise_actor.policy import PolicyVersion
 
 logger = logging.getLogger(__name__)
@@ -137,7 +138,7 @@ class CheckpointFolder:
         (aside / MANIFEST).write_text(manifest.to_json())
         _sync_tree(aside)
         aside.rename(path)
-        _sync(self.root)
+        sync(self.root)
         self._point_latest_at(path)
         return Checkpoint(path, manifest)
 
@@ -183,21 +184,13 @@ class CheckpointFolder:
 def _write_synced(path: Path, text: str) -> None:
     aside = path.with_name(f"{_ASIDE}{path.name}")
     aside.write_text(text)
-    _sync(aside)
+    sync(aside)
     aside.replace(path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def _sync_tree(root: Path) -> None:
     for folder, _, files in os.walk(root):
         for name in files:
-            _sync(Path(folder, name))
-        _sync(Path(folder))
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+            sync(Path(folder, name))
+        sync(Path(folder))

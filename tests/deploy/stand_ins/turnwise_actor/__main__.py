@@ -18,8 +18,9 @@ def main():
     for option in ("--domain", "--learner", "--listen", "--keys", "--spool"):
         parser.add_argument(option, required=True)
     arguments = parser.parse_args()
+    # Waited for, with no handler: several of them may come at once, one for each thread of a killed parent.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     stopped = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     server = grpc.server(ThreadPoolExecutor(4), options=[("grpc.so_reuseport", 0)])
     servicer = health.HealthServicer()
     servicer.set("turnwise.v1.Dialogue", health_pb2.HealthCheckResponse.SERVING)
@@ -38,13 +39,20 @@ def main():
             )
             yield training_pb2.FactBatch(sequence=sequence, report=report)
 
-    while not stopped.is_set():
-        with grpc.insecure_channel(arguments.learner) as channel:
-            try:
-                for _ in training_pb2_grpc.TrainingStub(channel).AppendFacts(reports()):
-                    pass
-            except grpc.RpcError:
-                stopped.wait(0.1)
+    def report():
+        while not stopped.is_set():
+            with grpc.insecure_channel(arguments.learner) as channel:
+                try:
+                    for _ in training_pb2_grpc.TrainingStub(channel).AppendFacts(reports()):
+                        pass
+                except grpc.RpcError:
+                    stopped.wait(0.1)
+
+    reporting = threading.Thread(target=report)
+    reporting.start()
+    signal.sigwait({signal.SIGTERM})
+    stopped.set()
+    reporting.join()
     server.stop(0)
 
 

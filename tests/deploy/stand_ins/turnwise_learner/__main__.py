@@ -51,15 +51,15 @@ def main():
         sys.stderr.write("the journal is of another planet\n")
         sys.exit(int(code))
     learner = Learner()  # type: ignore[abstract]
-    stopped = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    # Waited for, with no handler: several of them may come at once, one for each thread of a killed parent.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     server = grpc.server(ThreadPoolExecutor(8), options=[("grpc.so_reuseport", 0)])
     training_pb2_grpc.add_TrainingServicer_to_server(learner, server)
     training_pb2_grpc.add_OperatorServicer_to_server(learner, server)
     server.add_insecure_port(arguments.listen)
     server.start()
     if not os.environ.get("LEARNER_STUCK"):
-        stopped.wait()
+        signal.sigwait({signal.SIGTERM})
         (Path(arguments.data) / "saved").write_text(f"{len(learner.actors)} actors were left")
     else:
         threading.Event().wait()

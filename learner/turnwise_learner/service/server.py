@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import os
 import secrets
 import signal
@@ -43,6 +44,8 @@ _SERVICES = tuple(
 )
 _LAST_CALLS_S = 0.5
 """Time for calls in flight, once the trainer has ended."""
+_ONE_REQUEST_S = 1.0
+"""Signals closer than this ask once: the kernel sends one for each thread of a parent that was killed."""
 _PARAMETERS = (
     # Without this a second server binds the same port and takes half of the connections.
     ("grpc.so_reuseport", 0),
@@ -305,7 +308,7 @@ async def running(config: ServiceConfig) -> AsyncIterator[Service]:
 
 
 async def serve(config: ServiceConfig) -> bool:
-    """Runs the service until SIGTERM or SIGINT; a second signal does not wait for the trainer.
+    """Runs the service until SIGTERM or SIGINT; a second signal, a second later, does not wait for the trainer.
 
     Returns:
         Whether a request to the store was left behind: the interpreter's end would wait for its answer.
@@ -314,15 +317,20 @@ async def serve(config: ServiceConfig) -> bool:
         DomainError, JournalError, StoreError, OSError: See `running`.
     """
     signalled = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    patient_until = math.inf
     async with running(config) as service:
 
         def on_signal() -> None:
-            if signalled.is_set() and service.supervisor is not None:
+            nonlocal patient_until
+            if not signalled.is_set():
+                patient_until = loop.time() + _ONE_REQUEST_S
+            elif loop.time() > patient_until and service.supervisor is not None:
                 service.supervisor.kill()
             signalled.set()
 
         for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, on_signal)
+            loop.add_signal_handler(number, on_signal)
         await signalled.wait()
     log.info("stopped")
     return service.store_left_behind

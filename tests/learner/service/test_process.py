@@ -251,7 +251,8 @@ def test_a_trainer_that_dies_is_replaced_and_counted(start, config):
 def test_a_second_signal_does_not_wait_for_the_trainer(start):
     learner = start(trainer=(str(FAKE_TRAINER), "--ignore-sigterm"))
     status_when(learner.address(), lambda status: status.trainer_alive)
-    learner.process.send_signal(signal.SIGTERM)
+    for _ in range(3):  # at once: the kernel sends one for each thread of a killed parent
+        learner.process.send_signal(signal.SIGTERM)
     with pytest.raises(subprocess.TimeoutExpired):
-        learner.process.wait(1)
+        learner.process.wait(1.5)
     assert learner.end(signal.SIGTERM)[0] == 0

@@ -308,7 +308,7 @@ async def running(config: ServiceConfig) -> AsyncIterator[Service]:
 
 
 async def serve(config: ServiceConfig) -> bool:
-    """Runs the service until SIGTERM or SIGINT; a second signal, a second later, does not wait for the trainer.
+    """Runs the service until SIGTERM or SIGINT; a second one, a second later, does not wait for the trainer.
 
     Returns:
         Whether a request to the store was left behind: the interpreter's end would wait for its answer.

@@ -11,6 +11,7 @@ from functools import partial
 from typing import TypeVar
 
 import turnwise
+from turnwise_actor.access.client_access import ClientAccess
 
 T = TypeVar("T")
 
@@ -54,6 +55,15 @@ class ClientLog:
     answers: list[tuple[float, float]] = field(default_factory=list)
     """Asked and answered, in monotonic seconds; retries included."""
 
+    def add(self, other: "ClientLog") -> None:
+        """Takes what other frontends know, or the same later on."""
+        for name, own in vars(self).items():
+            others = getattr(other, name)
+            if isinstance(own, dict):  # Counters add up, by their own `update`
+                own.update(others)
+            else:
+                setattr(self, name, own + others)
+
     def longest_wait_s(self, since: float, until: float) -> float:
         """Of the turns that somebody waited for in this time."""
         return max((b - a for a, b in self.answers if a < until and b > since), default=0.0)
@@ -63,22 +73,34 @@ class Frontends:
     """People who talk until `stop`: one dialogue after the other, some turns rated, each ended in good order.
 
     A frontend that is given an error tries the same again: it has the dialogue's token, so nothing is lost.
+
+    Args:
+        access: What they bring to the actors.
     """
 
     def __init__(
-        self, addresses: tuple[str, ...], count: int, seed: int, habits: Habits | None = None
+        self,
+        addresses: tuple[str, ...],
+        count: int,
+        seed: int,
+        habits: Habits | None = None,
+        access: ClientAccess | None = None,
     ) -> None:
         self.log = ClientLog()
         self.habits = habits or Habits()
         self.open = 0
         """Dialogues that have begun and not ended."""
         self._addresses, self._count, self._seed = addresses, count, seed
+        access = access or ClientAccess()
+        self._credentials = None if access.token_file is None else access.token
+        self._tls = access.channel_credentials()
         self._stopping = asyncio.Event()
         self._at_once = asyncio.Semaphore(AT_ONCE)
 
     async def run(self) -> None:
         """Returns when everybody has ended the present dialogue after `stop`."""
-        async with turnwise.AsyncClient(list(self._addresses), timeout=TIMEOUT_S) as bot:
+        addresses = list(self._addresses)
+        async with turnwise.AsyncClient(addresses, self._credentials, self._tls, timeout=TIMEOUT_S) as bot:
             people = (self._person(bot, random.Random(f"{self._seed}:{i}")) for i in range(self._count))
             await asyncio.gather(*people)
 

@@ -85,7 +85,7 @@ class Cluster:
         for ip in self.file.worker_ips:
             self._try(ip, lambda ip=ip: self._stop_node(ip))  # type: ignore[misc]
         if head := self.file.head_ip:
-            self._try(head, lambda: self._ssh(head, "turnwise cluster stop-here"))
+            self._try(head, lambda: self._ssh(head, self._stop_here))
         self._ray("down", "--yes", str(self.file.path))
 
     def _try(self, what: str, step: Callable[[], None]) -> None:
@@ -97,7 +97,12 @@ class Cluster:
     def _stop_node(self, ip: str) -> None:
         """On machines of one's own, `ray down` leaves Ray running on the workers."""
         self.say(f"stopping {ip}")
-        self._ssh(ip, "turnwise cluster stop-here; ray stop --grace-period 20")
+        self._ssh(ip, f"{self._stop_here}; ray stop --grace-period 20")
+
+    @property
+    def _stop_here(self) -> str:
+        # The folder as it stands in the file, unquoted: `~` is the node's.
+        return "turnwise cluster stop-here" + (f" --data {self.file.data}" if self.file.data else "")
 
     def _ssh(self, ip: str, command: str) -> None:
         key = self.file.ssh_private_key

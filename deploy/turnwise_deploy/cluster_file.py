@@ -29,6 +29,7 @@ PLACEHOLDER = "CHANGE-ME"
 
 _PLACE = re.compile(r"\bturnwise\s+cluster\s+place\b")
 _ACTORS = re.compile(r"--actors[ =](\d+)")
+_DATA = re.compile(r"--data[ =](\S+)")
 _V1 = re.compile(r"\bRAY_enable_autoscaler_v2=0\b")
 _RAYS_MAX_WORKERS = 2
 _CLOUD_USER = "ubuntu"
@@ -59,6 +60,8 @@ class ClusterFile:
     ssh_user: str
     ssh_private_key: Path | None
     """None: Ray makes one, and finds it again."""
+    data: str | None
+    """The nodes' data folder, as `turnwise cluster place` is told; None: the default."""
     warnings: tuple[Problem, ...]
     """What only `ray up` will miss, or what may be meant."""
 
@@ -86,6 +89,7 @@ def load(path: Path) -> ClusterFile:
         worker_ips=tuple(map(str, provider.get("worker_ips", ()))),
         ssh_user=auth.get("ssh_user", _CLOUD_USER),
         ssh_private_key=None if key is None else Path(key).expanduser(),
+        data=_of_place(config, _DATA),
         warnings=tuple(_warnings(config)),
     )
 
@@ -237,8 +241,8 @@ def _worker_problems(config: dict[str, Any]) -> Iterator[Problem]:
         if not any(_actor_nodes(node_type) for node_type in _worker_types(config)):
             yield Problem("available_node_types", "no worker with the resource actor_node", wanted)
             return
-    actors = _actors(config)
-    if actors is not None and "coordinator_address" not in provider and places < actors:
+    actors = int(_of_place(config, _ACTORS) or 0)
+    if "coordinator_address" not in provider and places < actors:
         yield Problem(field, f"machines for {places} actors", f"as many as `--actors {actors}` asks for")
 
 
@@ -260,10 +264,11 @@ def _worker_types(config: dict[str, Any]) -> list[dict[str, Any]]:
     return [node_type for name, node_type in types.items() if name != config.get("head_node_type")]
 
 
-def _actors(config: dict[str, Any]) -> int | None:
+def _of_place(config: dict[str, Any], option: re.Pattern[str]) -> str | None:
+    """What `turnwise cluster place` is told with an option."""
     for command in config.get("head_start_ray_commands", ()):
-        if _PLACE.search(command) and (given := _ACTORS.search(command)):
-            return int(given[1])
+        if _PLACE.search(command) and (given := option.search(command)):
+            return given[1]
     return None
 
 

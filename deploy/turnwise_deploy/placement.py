@@ -340,6 +340,12 @@ def _check(config: ClusterConfig, ip: str) -> None:
         config.access.check(f"{ip}:{config.port}")
     except (DomainError, AccessError) as error:
         raise PlacementError(str(error)) from error
+    held = config.folder.credentials
+    if config.access.credentials is None and held.exists():
+        raise PlacementError(
+            f"--credentials: got none, but the head has {held}, which its learner would ask everybody for; "
+            "wanted that file, on every node, or for it to be gone"
+        )
 
 
 def _free_slot(data: Path) -> tuple[int, TextIO]:

@@ -61,11 +61,11 @@ class Readiness:
         if generation == 0 or generation != status.trainer.policy_version.generation:
             return "the first policy"
         with_policy = {
-            actor.report.pid
+            (actor.report.address, actor.report.pid)
             for actor in status.actors
             if actor.connected and actor.report.policy_version.generation == generation
         }
-        waiting = [a for a, pid in pids.items() if pid not in with_policy or not self._healthy(a)]
+        waiting = [a for a, pid in pids.items() if (a, pid) not in with_policy or not self._healthy(a)]
         return "actor " + ", ".join(waiting) if waiting else ""
 
     def _healthy(self, actor: str) -> bool:

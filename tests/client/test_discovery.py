@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 import turnwise
-from tests.client.test_failover import eventually
 from tests.client.test_routing import World
 from tests.client.test_surface import python
+from tests.waiting import eventually
 from turnwise import _discovery
 from turnwise._channels import Connection, Source
 from turnwise._directory import LINGER_S, Directory

@@ -9,6 +9,7 @@ import grpc
 import pytest
 
 import turnwise
+from tests.waiting import eventually
 from turnwise._routing import RoutingConfig
 from turnwise.testing import FakeActor
 
@@ -26,13 +27,6 @@ def pair(request):
 def bot(pair):
     with turnwise.Client([actor.address for actor in pair]) as client:
         yield client
-
-
-def eventually(condition, timeout_s=10.0):
-    limit = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < limit, "it did not happen in time"
-        time.sleep(0.01)
 
 
 def speak(bot, trouble, turns=60, dialogues=4):

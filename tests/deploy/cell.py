@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,15 +17,21 @@ import yaml
 
 from frontends import ClientLog
 from reckoning import Account, account, journal_rows, ledger
+from tests.authority import Authority
 from tests.deploy.machines import REPOSITORY, Machine, Machines
 from tests.deploy.people import read_log
 
-ONPREM = REPOSITORY / "deploy/ray/onprem.yaml"
+ONPREM, CLOUD = REPOSITORY / "deploy/ray/onprem.yaml", REPOSITORY / "deploy/ray/aws.yaml"
+TURNWISE = str(Path(sys.executable).with_name("turnwise"))
 DESK, HEAD = "desk", "head"
 ACTOR = "actor-50051"
 """The only one of each worker."""
 FILE = "/shared/cluster.yaml"
-DATA = "/root/turnwise-data"
+DATA = "/root/bot"
+"""Of every node; not the default, so that it has to be found in the cluster file."""
+SECRETS = "/shared/secrets"
+"""Of the desk; `file_mounts` brings it to `~/turnwise` of every node."""
+_OF_PEOPLE = f"export TURNWISE_CA={SECRETS}/ca.pem TURNWISE_TOKEN_FILE={SECRETS}/web.token; "
 _UP_S = 400.0
 
 
@@ -33,9 +41,15 @@ class Cell:
 
     machines: Machines
     workers: tuple[str, ...]
+    guarded: bool = False
+    """Learner and actors speak TLS, with bearer tokens, as in the files for the clouds."""
+    redis: bool = False
+    """Ray's own state is in a Redis on the desk."""
     actors: tuple[str, ...] = ()
     """HOST:PORT, in the order of the actors."""
     learner: str = ""
+    ray_on_head: str = ""
+    """With `redis`: the command that starts Ray on the head."""
     struck: list[tuple[float, str]] = field(default_factory=list)
     """When which fault struck, in monotonic seconds."""
     _people: subprocess.Popen[bytes] | None = None
@@ -51,13 +65,52 @@ class Cell:
         content["auth"] = {"ssh_user": "root", "ssh_private_key": "~/.ssh/id"}
         content |= {"min_workers": len(workers), "max_workers": len(workers)}
         content["setup_commands"] = []  # the machines see this tree and its environment
-        content["file_mounts"] = {"~/turnwise": str(REPOSITORY / "examples/quickstart")}
-        place = content["head_start_ray_commands"][-1]
-        place = re.sub(r"--actors \d+", f"--actors {len(workers)}", place)
-        store = ("--checkpoint-store", "/shared/store", "--ship-journal-every", "2")
-        arguments = " ".join(f"--learner-arg={word}" for word in store)
-        content["head_start_ray_commands"][-1] = f"{place} {arguments}"
+        self._write_secrets()
+        content["file_mounts"] = {"~/turnwise": SECRETS}
+        content["head_start_ray_commands"][-1] = self._place(content["head_start_ray_commands"][-1])
+        if self.redis:
+            self._keep_rays_state(content)
         (self._folder / "cluster.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+
+    def _place(self, command: str) -> str:
+        """The file's own command, with what this cluster has of its own."""
+        command = re.sub(r"--actors \d+", f"--actors {len(self.workers)}", command)
+        command = command.replace("~/turnwise-data", DATA.replace("/root", "~"))
+        if self.guarded:
+            cloud = yaml.safe_load(CLOUD.read_text())["metadata"]["place"]
+            guard = re.search(r"--tls-cert.* --actor-arg ~/turnwise/actor.token", cloud)
+            assert guard
+            command = command.replace("--insecure", guard[0])
+        store = ("--checkpoint-store", "/shared/store", "--ship-journal-every", "2")
+        return " ".join([command, *(f"--learner-arg={word}" for word in store)])
+
+    def _keep_rays_state(self, content: dict[str, Any]) -> None:
+        """What docs/cluster.md tells to add for Redis, and the Redis."""
+        ip, password = self.machines.ip(DESK), "only-a-test"
+        words = f"redis-server --bind {ip} --requirepass {password} --save '' --daemonize yes"
+        self.machines[DESK].run(words)
+        patience = "export RAY_gcs_rpc_server_reconnect_timeout_s=600"
+        place = f"export RAY_REDIS_ADDRESS={ip}:6379 RAY_external_storage_namespace=turnwise"
+        head, worker = content["head_start_ray_commands"], content["worker_start_ray_commands"]
+        started = head[1].replace("--head", f"--head --redis-password={password}")
+        head[1] = self.ray_on_head = f"{patience}; {place}; {started}"
+        worker[0] = f"{patience}; {worker[0]}"
+
+    def _write_secrets(self) -> None:
+        """The folder that docs/cluster.md has the operator make."""
+        folder = self._folder / "secrets"
+        folder.mkdir()
+        shutil.copy(REPOSITORY / "examples/quickstart/domain.yaml", folder)
+        if not self.guarded:
+            return
+        authority = Authority(folder)
+        # Of the head no address: actors know it by name.
+        authority.issue("server", hosts=("turnwise", *map(self.machines.ip, self.workers)))
+        file = folder / "credentials.json"
+        for name, role in (("actor", "actor"), ("web", "frontend")):
+            add = ("credential", "add", name, "--role", role, "--file", str(file))
+            token = subprocess.run([TURNWISE, *add], capture_output=True, text=True, check=True).stdout
+            (folder / f"{name}.token").write_text(token)
 
     def up(self, *options: str) -> None:
         """Launches it; returns when the bot answers."""
@@ -72,7 +125,7 @@ class Cell:
 
     def status(self) -> dict[str, Any]:
         """What `turnwise status` says."""
-        said = self.machines[DESK].run(f"turnwise status --learner {self.learner} --json 2>/dev/null", 60)
+        said = self.machines[HEAD].run(f"turnwise status --data {DATA} --json 2>/dev/null", 60)
         content = json.loads(said)
         assert isinstance(content, dict)
         return content
@@ -108,9 +161,8 @@ class Cell:
         """People begin to talk."""
         for name in ("people", "people.stop", "people.turns"):
             (self._folder / name).unlink(missing_ok=True)
-        words = (
-            f"exec python {REPOSITORY}/tests/deploy/people.py {','.join(self.actors)} {seed} /shared/people"
-        )
+        script = f"{REPOSITORY}/tests/deploy/people.py {','.join(self.actors)} {seed} /shared/people"
+        words = (_OF_PEOPLE if self.guarded else "") + f"exec python {script}"
         with (self._folder / "people.log").open("ab") as log:
             self._people = subprocess.Popen(
                 self.machines[DESK].command(words), stdin=subprocess.DEVNULL, stdout=log, stderr=log

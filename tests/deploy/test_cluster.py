@@ -1,5 +1,6 @@
 """`ray up` on machines made of namespaces: up, taught over the network, killed, resumed, down."""
 
+import shutil
 import time
 
 import pytest
@@ -14,8 +15,8 @@ LONGEST_WAIT_S = 5.0
 
 
 @pytest.fixture
-def cell(tmp_path):
-    cell = Cell(Machines(tmp_path), ("worker1", "worker2"))
+def cell(tmp_path, request):
+    cell = Cell(Machines(tmp_path), ("worker1", "worker2"), **getattr(request, "param", {}))
     try:
         cell.begin()
         yield cell
@@ -52,7 +53,9 @@ def assert_nothing_is_missing(cell, log, name):
     assert code == 0, words
 
 
+@pytest.mark.parametrize("cell", [{"guarded": True}], indirect=True, ids=["guarded"])
 def test_a_cluster_loses_nothing_when_an_actor_and_the_learner_are_killed(cell):
+    """Over TLS, with bearer tokens."""
     cell.up()
     assert set(cell.actors) == {f"{cell.machines.ip(name)}:50051" for name in cell.workers}
     cell.talk(seed=1)
@@ -90,6 +93,7 @@ def test_a_cluster_survives_what_operators_meet(cell):
         switch_a_worker_off_and_on,
         kill_the_learner,
         restart_everything_under_the_bot,
+        take_it_down_and_up_again,
     ):
         all_answer(cell)
         began = time.monotonic()
@@ -154,6 +158,15 @@ def restart_everything_under_the_bot(cell):
     assert after == before
 
 
+def take_it_down_and_up_again(cell):
+    """`turnwise cluster down`, then `up`: people wait meanwhile, and go on with the dialogues they had."""
+    updates = int(cell.status()["trainer"]["updates"])
+    cell.down()
+    assert "turnwise_" not in cell.machines[HEAD].run("ps -eo args | grep -v grep | grep turnwise_ || true")
+    cell.up()
+    assert int(cell.status()["trainer"]["updates"]) >= updates > 0
+
+
 @pytest.mark.cluster
 @pytest.mark.timeout(1800)
 def test_a_cluster_whose_head_lost_its_disk_goes_on_from_the_store(cell):
@@ -172,14 +185,45 @@ def test_a_cluster_whose_head_lost_its_disk_goes_on_from_the_store(cell):
     cell.up("--fresh")
     goes_on(cell)
     assert int(cell.status()["trainer"]["updates"]) >= updates
-    later = cell.hush()
-    log.turns |= later.turns
-    log.ratings |= later.ratings
-    log.attempts += later.attempts
-    log.undocumented += later.undocumented
-    print(f"{len(log.turns)} turns, {len(log.ratings)} ratings, errors {dict(later.errors)}")
+    log.add(cell.hush())
+    print(f"{len(log.turns)} turns, {len(log.ratings)} ratings, errors {dict(log.errors)}")
     cell.down()
     assert_nothing_is_missing(cell, log, "after")
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif(not shutil.which("redis-server"), reason="the Debian package redis-server is missing")
+@pytest.mark.parametrize("cell", [{"redis": True}], indirect=True, ids=["redis"])
+def test_with_redis_a_head_that_was_off_finds_everything_in_its_place(cell):
+    """Nobody calls `ray up` or `place` again, and no worker restarts Ray."""
+    cell.up()
+    cell.talk(seed=5)
+    cell.until(lambda: int(cell.status()["trainer"].get("updates", 0)) > 50, "nothing is learned")
+    updates, before = int(cell.status()["trainer"]["updates"]), on_workers(cell)
+    cell.machines.power_off(HEAD)
+    goes_on(cell)
+    began = time.monotonic()
+    cell.machines.power_on(HEAD)
+    cell.machines[HEAD].run(cell.ray_on_head)
+    cell.until_placed(300.0)
+    print(f"the head is back after {time.monotonic() - began:.0f} s")
+    goes_on(cell)
+    assert on_workers(cell) == before
+    assert int(cell.status()["trainer"]["updates"]) >= updates
+    log = cell.hush()
+    print(f"{len(log.turns)} turns, {len(log.ratings)} ratings, errors {dict(log.errors)}")
+    cell.down()
+    assert_nothing_is_missing(cell, log, "after")
+
+
+def on_workers(cell):
+    """Processes of Ray and of the bot on the workers."""
+    look = "pgrep -x raylet"
+    return {
+        name: (cell.machines[name].run(look), cell.state(cell.machines[name], ACTOR)["pid"])
+        for name in cell.workers
+    }
 
 
 def shipped(status):

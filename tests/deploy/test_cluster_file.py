@@ -91,6 +91,7 @@ def test_a_local_file_tells_its_machines_and_the_way_in(tmp_path: Path) -> None:
     assert (cluster.cluster_name, cluster.head_ip) == ("shelf", "10.0.0.1")
     assert cluster.worker_ips == ("10.0.0.2", "10.0.0.3")
     assert (cluster.ssh_user, cluster.ssh_private_key) == ("bot", Path.home() / ".ssh" / "shelf")
+    assert cluster.data == "~/turnwise-data"
     assert cluster.warnings == ()
 
 

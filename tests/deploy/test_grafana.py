@@ -16,7 +16,8 @@ import pytest
 import yaml
 
 import turnwise
-from tests.e2e.deployment import DOMAIN, eventually, status
+from tests.e2e.deployment import DOMAIN, status
+from tests.waiting import eventually
 from turnwise.v1 import training_pb2, training_pb2_grpc
 from turnwise_deploy.local import LocalConfig, LocalDeployment
 

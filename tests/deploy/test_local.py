@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import alive, eventually
 from turnwise_deploy.data_folder import DataFolderInUseError
 from turnwise_deploy.local import DeploymentError, LocalConfig, LocalDeployment
 
@@ -30,20 +31,6 @@ def _stand_ins(monkeypatch):
 @pytest.fixture
 def config(tmp_path):
     return LocalConfig(domain=DOMAIN, data=tmp_path / "data", actors=2, port=0, learner_port=0)
-
-
-def alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def eventually(condition, timeout_s=20.0):
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.02)
 
 
 def up_command(config, *options):

@@ -9,8 +9,9 @@ import pytest
 
 from turnwise_actor.access.server_access import ServerAccess
 from turnwise_actor.tokens import KeyRing
-from turnwise_deploy.placement import ClusterConfig, PlacementError, _take_keys
+from turnwise_deploy.placement import ClusterConfig, PlacementError, _check, _take_keys
 
+REPOSITORY = Path(__file__).parents[2]
 DOMAIN = Path("~/turnwise/domain.yaml")
 KEY = base64.b64encode(bytes(32)).decode()
 
@@ -50,6 +51,16 @@ def test_a_learner_that_asks_who_calls_has_a_door_for_its_own_machine(tmp_path):
 def test_what_cannot_be_placed_is_refused(settings, wanted):
     with pytest.raises(PlacementError, match=wanted):
         ClusterConfig(DOMAIN, **settings)
+
+
+def test_credentials_on_the_head_that_nobody_was_told_of_are_refused(tmp_path):
+    config = ClusterConfig(REPOSITORY / "examples/quickstart/domain.yaml", data=tmp_path)
+    _check(config, "127.0.0.1")
+    held = tmp_path / "keys/credentials.json"
+    held.parent.mkdir()
+    held.write_text("{}")
+    with pytest.raises(PlacementError, match=f"--credentials: got none, but the head has {held}"):
+        _check(config, "127.0.0.1")
 
 
 def keys(*names, active=None, **further):

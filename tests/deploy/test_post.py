@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from tests.waiting import alive, eventually
 from turnwise_deploy.post import Order, Post, PostError, posts
 
 WAITS = ("-c", "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(7)); time.sleep(60)")
@@ -18,29 +19,18 @@ def post(tmp_path):
     assert post.stop(30.0)
 
 
-def eventually(look, timeout_s=30.0):
-    deadline = time.monotonic() + timeout_s
-    while not (answer := look()):
-        assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.02)
-    return answer
-
-
 def order(tmp_path, arguments=WAITS, **settings):
     return Order(arguments, str(tmp_path / "part.log"), **settings)
 
 
 def running(post):
     state = post.state()
-    return state.pid if state is not None else None
+    return (state.pid or 0) if state is not None else 0
 
 
-def alive(pid):
-    try:
-        with open(f"/proc/{pid}/stat") as stat:
-            return stat.read().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+def another(post, pid):
+    """The process that runs, unless it is that one."""
+    return now if (now := running(post)) != pid else 0
 
 
 def test_the_process_runs_until_it_is_ordered_to_stop(post, tmp_path):
@@ -60,7 +50,7 @@ def test_a_process_that_is_killed_is_started_again(post, tmp_path):
     post.ensure_keeper()
     first = eventually(lambda: running(post))
     os.kill(first, signal.SIGKILL)
-    second = eventually(lambda: running(post) not in (None, first) and running(post))
+    second = eventually(lambda: another(post, first))
     assert alive(second)
     assert (post.state().starts, post.state().exit_code) == (2, -9)
 
@@ -81,7 +71,7 @@ def test_other_arguments_have_the_process_started_anew(post, tmp_path):
     post.ensure_keeper()
     first = eventually(lambda: running(post))
     post.give(order(tmp_path, (*WAITS, "other")))
-    second = eventually(lambda: running(post) not in (None, first) and running(post))
+    second = eventually(lambda: another(post, first))
     assert alive(second)
     assert not alive(first)
 
@@ -100,8 +90,8 @@ def test_a_keeper_that_is_killed_takes_its_process_along_and_another_one_starts_
     first = eventually(lambda: running(post))
     os.kill(post.state().keeper_pid, signal.SIGKILL)
     eventually(lambda: not alive(first))
-    post.ensure_keeper()
-    second = eventually(lambda: running(post) not in (None, first) and running(post))
+    # Again and again, as a lease is renewed: a keeper is still there until the last of its threads has ended.
+    second = eventually(lambda: post.ensure_keeper() or another(post, first))
     assert alive(second)
 
 

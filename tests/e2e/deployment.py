@@ -3,16 +3,16 @@
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
 
 import grpc
 import numpy as np
 from click.testing import CliRunner
 
 import turnwise
+from tests.waiting import eventually
 from turnwise.v1 import training_pb2, training_pb2_grpc
 from turnwise_actor.policy import ModeExploration, probabilities
 from turnwise_cli.verbs import cli
@@ -20,9 +20,6 @@ from turnwise_deploy.local import LocalConfig, LocalDeployment
 from turnwise_learner.journal import JournalReader, Row, journal_path
 
 DOMAIN = Path(__file__).parents[2] / "examples/quickstart/domain.yaml"
-PATIENCE_S = 60.0
-
-T = TypeVar("T")
 
 
 @contextmanager
@@ -40,16 +37,6 @@ def deployed(
     )
     with LocalDeployment(config) as up:
         yield up
-
-
-def eventually(look: Callable[[], T], patience_s: float = PATIENCE_S) -> T:
-    """The first true answer of `look`; an error when there is none in time."""
-    deadline = time.monotonic() + patience_s
-    while not (answer := look()):
-        if time.monotonic() > deadline:
-            raise AssertionError(f"still {answer!r} after {patience_s:g} s")
-        time.sleep(0.02)
-    return answer
 
 
 def status(learner: str) -> training_pb2.LearnerStatus:

@@ -11,7 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 import turnwise
-from tests.e2e.deployment import DOMAIN, eventually, journal_rows, kill, status
+from tests.e2e.deployment import DOMAIN, journal_rows, kill, status
+from tests.waiting import eventually
 from turnwise.v1 import dialogue_pb2 as pb
 from turnwise.v1.dialogue_pb2_grpc import DialogueStub
 from turnwise_actor.policy import Domain
@@ -45,7 +46,8 @@ def act(stub: Any, token: bytes, text: str, request_id: str) -> pb.Turn:
 
 
 def start(stub: Any, dialogue_id: str) -> bytes:
-    return stub.StartDialogue(pb.StartDialogueRequest(dialogue_id=dialogue_id, user="ann"), timeout=10).token
+    request = pb.StartDialogueRequest(dialogue_id=dialogue_id, user="ann")
+    return stub.StartDialogue(request, timeout=10, wait_for_ready=True).token
 
 
 def reward(stub: Any, turn: pb.Turn, feedback_id: str, value: float = 1.0, **more: Any) -> pb.Receipt:
@@ -122,7 +124,8 @@ def test_a_turn_whose_actor_died_unheard_is_had_from_another(
 ) -> None:
     token = start(stubs[0], "died")
     unheard = act(stubs[0], token, "hello", "r1")
-    kill(up.pids()[up.actors[0]])
+    gone = up.pids()[up.actors[0]]
+    kill(gone)
     turn = act(stubs[1], token, "hello", "r1")
     after = act(stubs[1], turn.token, "and then", "r2")
     assert reward(stubs[1], after, "died-1", token=after.token).settled == pb.Receipt.LEARNER
@@ -130,7 +133,8 @@ def test_a_turn_whose_actor_died_unheard_is_had_from_another(
     heard = {f"d:{turn.decision_id}", f"d:{after.decision_id}"}
     assert heard <= set(keys) <= heard | {f"d:{unheard.decision_id}"}
     assert set(keys.values()) == {1}
-    eventually(lambda: up.pids()[up.actors[0]] and all(a.connected for a in status(up.learner).actors))
+    eventually(lambda: up.pids()[up.actors[0]] not in (None, gone))
+    up.wait_ready()
 
 
 def test_what_is_said_while_the_learner_is_away_is_there_once_and_the_ledger_balances(

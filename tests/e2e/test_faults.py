@@ -11,7 +11,6 @@ import pytest
 import turnwise
 from tests.e2e.deployment import (
     deployed,
-    eventually,
     explore,
     explores,
     journal_rows,
@@ -19,6 +18,7 @@ from tests.e2e.deployment import (
     status,
     wait_learned,
 )
+from tests.waiting import eventually
 from turnwise.v1 import training_pb2, training_pb2_grpc
 from turnwise_actor.policy import ModeExploration
 from turnwise_deploy.local import LocalDeployment

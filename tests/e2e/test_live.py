@@ -6,13 +6,13 @@ import pytest
 
 import turnwise
 from tests.e2e.deployment import (
-    eventually,
     explore,
     explores,
     journal_rows,
     status,
     wait_learned,
 )
+from tests.waiting import eventually
 from turnwise_actor.policy import ModeExploration
 from turnwise_deploy.local import LocalDeployment
 

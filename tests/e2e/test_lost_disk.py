@@ -13,8 +13,9 @@ import grpc
 import pytest
 
 import turnwise
-from tests.e2e.deployment import DOMAIN, eventually, journal_rows, status, wait_learned
+from tests.e2e.deployment import DOMAIN, journal_rows, status, wait_learned
 from tests.object_store import Buckets, _cloud, buckets, free_port  # noqa: F401
+from tests.waiting import alive, eventually
 from turnwise.v1 import training_pb2, training_pb2_grpc
 from turnwise_deploy.data_folder import DataFolder
 
@@ -30,14 +31,6 @@ def process(*command: object) -> Iterator[subprocess.Popen[bytes]]:
             yield running
         finally:
             running.kill()
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def test_another_learner_goes_on_with_what_was_taught(buckets: Buckets, tmp_path: Path) -> None:  # noqa: F811

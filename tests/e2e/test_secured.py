@@ -10,7 +10,8 @@ from click.testing import CliRunner, Result
 
 import turnwise
 from tests.authority import Authority
-from tests.e2e.deployment import DOMAIN, eventually, journal_rows
+from tests.e2e.deployment import DOMAIN, journal_rows
+from tests.waiting import eventually
 from turnwise.v1 import dialogue_pb2, dialogue_pb2_grpc
 from turnwise_actor.access.client_access import LOCAL_TOKEN, ClientAccess
 from turnwise_cli.verbs import cli

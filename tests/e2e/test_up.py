@@ -6,12 +6,12 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 import turnwise
+from tests.waiting import eventually
 
 REPOSITORY = Path(__file__).parents[2]
 DOMAIN = REPOSITORY / "examples/quickstart/domain.yaml"
@@ -77,13 +77,6 @@ class Up:
         if self.process.poll() is None:
             self.process.terminate()
         self.process.communicate(timeout=120)
-
-
-def eventually(condition, timeout_s=60.0):
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.2)
 
 
 def test_a_person_teaches_stops_and_goes_on(tmp_path):

@@ -43,6 +43,7 @@ demo: setup  ## teach the quickstart bot, stop it, start it again
 test: setup system  ## every test
 	$(BIN)/python -m pytest
 
+test-cluster: SYSTEM += redis-server
 test-cluster: setup system  ## the long test of `ray up` (ten minutes)
 	$(BIN)/python -m pytest tests/deploy/test_cluster.py -m cluster -s
 

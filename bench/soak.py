@@ -33,7 +33,6 @@ from live import QUICKSTART, status
 from processes import Holding, descendants, holding
 from reckoning import PATIENCE_S, Account, StandsStillError, account, journal_rows, ledger, ratings_met
 from report import Report, quantiles, say
-from turnwise_actor.config import TokenConfig
 from turnwise_actor.policy import Domain, Encoder
 from turnwise_deploy.local import DeploymentError, LocalConfig, LocalDeployment
 
@@ -60,10 +59,9 @@ class Plan:
     """Turns a second, over all, while it is measured."""
     minutes: float = 60.0
     """Measured, after the warm-up."""
-    warm_turns: int = int(1.9 * ACTORS * TokenConfig.max_branched)
+    warm_turns: int = 120_000
     """Turns before anything is measured: more than replay holds, and until the tables of what actors remember
-    have grown for the last time. Python doubles one after as many insertions as it has room for, whether or
-    not as many were removed."""
+    have grown for the last time."""
     settle_s: float = 10.0
     """Left out when the pace has fallen after that: what was owed is learned."""
 

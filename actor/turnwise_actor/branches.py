@@ -8,24 +8,27 @@ continued last, which decisions came of them.
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 
 from turnwise_actor.config import TokenConfig
 from turnwise_actor.errors import PreconditionError
 
-_DIGEST_BYTES = 16
+_DIGITS = 15
+"""Of an id, in hexadecimal, that are remembered: an int of two words. Two of 40,000 decisions are the same by
+them once in a billion times, and then share their continuations."""
 
 
 class Branches:
     """Counts the children of decisions; a retry that gives the same decision is the same child.
 
-    Parents and children are kept as digests, the children of one in a row: 250 bytes a decision, not 700.
+    Decisions are remembered in two generations: when the younger is full, the older is forgotten. One that is
+    continued again is of the younger. A decision with one child costs about 100 bytes.
     """
 
     def __init__(self, config: TokenConfig) -> None:
         self._most = config.max_branches
-        self._remembered = config.max_branched
-        self._children: OrderedDict[bytes, bytes] = OrderedDict()
+        self._full = config.max_branched
+        self._younger: dict[int, int | tuple[int, ...]] = {}
+        self._older: dict[int, int | tuple[int, ...]] = {}
 
     def add(self, dialogue_id: str, parent_id: str, child_id: str) -> None:
         """Notes that a decision (empty: the dialogue's beginning) was continued by another.
@@ -34,25 +37,27 @@ class Branches:
             PreconditionError: It has had all the continuations that it may have.
         """
         # The id of a decision is a digest of its dialogue's, too.
-        child = bytes.fromhex(child_id)
-        parent = bytes.fromhex(parent_id) if parent_id else _digest(dialogue_id)
-        children = self._children.get(parent, b"")
-        if child not in _each(children):
-            if len(children) >= self._most * _DIGEST_BYTES:
-                raise PreconditionError(
-                    f"this token has been continued in {self._most} different ways; go on from one of them, "
-                    "or begin a new dialogue",
-                    reason="TOKEN_BRANCHES",
-                )
-            self._children[parent] = children + child
-        self._children.move_to_end(parent)
-        if len(self._children) > self._remembered:
-            self._children.popitem(last=False)
+        child = int(child_id[:_DIGITS], 16)
+        parent = int(parent_id[:_DIGITS] or _digest(dialogue_id), 16)
+        known = self._younger.get(parent)
+        if known is None:
+            known = self._older.pop(parent, None)
+            self._younger[parent] = child if known is None else known
+            if len(self._younger) >= self._full:
+                self._older, self._younger = self._younger, {}
+            if known is None:
+                return
+        children = known if isinstance(known, tuple) else (known,)
+        if child in children:
+            return
+        if len(children) >= self._most:
+            raise PreconditionError(
+                f"this token has been continued in {self._most} different ways; go on from one of them, "
+                "or begin a new dialogue",
+                reason="TOKEN_BRANCHES",
+            )
+        self._younger[parent] = (*children, child)
 
 
-def _digest(name: str) -> bytes:
-    return hashlib.blake2b(name.encode(), digest_size=_DIGEST_BYTES).digest()
-
-
-def _each(digests: bytes) -> list[bytes]:
-    return [digests[at : at + _DIGEST_BYTES] for at in range(0, len(digests), _DIGEST_BYTES)]
+def _digest(name: str) -> str:
+    return hashlib.blake2b(name.encode(), digest_size=8).hexdigest()[:_DIGITS]

@@ -26,8 +26,8 @@ class TokenConfig:
     max_branches: int = 64
     """Different continuations of one decision at this actor: somebody who goes back and tries another way
     makes one each time. Raise it and a token that fell into wrong hands can be used for more."""
-    max_branched: int = 50_000
-    """Decisions whose continuations are remembered (about 12 MB), the ones used last."""
+    max_branched: int = 20_000
+    """Decisions whose continuations are remembered, those used last; up to twice as many are (4 MB)."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import hashlib
 import logging
 import os
 import stat
@@ -210,21 +211,37 @@ async def test_one_token_has_a_bounded_number_of_branches(
 
 def test_branches_are_forgotten_the_oldest_first(config: ActorConfig) -> None:
     branches = Branches(dataclasses.replace(config.token, max_branches=1, max_branched=2))
-    for parent in ("a", "b", "a", "c"):  # b is the one used longest ago
+    for parent in ("a", "b", "a", "c", "a", "d"):  # b is the one used longest ago
         branches.add("d1", 16 * f"{parent}0", 16 * f"{parent}1")
-    with pytest.raises(PreconditionError):
-        branches.add("d1", 16 * "a0", 32 * "f")
+    for parent in ("a", "d"):
+        with pytest.raises(PreconditionError):
+            branches.add("d1", 16 * f"{parent}0", 32 * "f")
     branches.add("d1", 16 * "b0", 32 * "f")
 
 
-def test_a_decision_remembered_for_its_branches_costs_a_few_hundred_bytes(config: ActorConfig) -> None:
+@pytest.mark.parametrize("continued", range(10, 30))
+def test_as_many_decisions_as_promised_are_remembered_for_their_branches(
+    config: ActorConfig, continued: int
+) -> None:
+    branches = Branches(dataclasses.replace(config.token, max_branches=2, max_branched=10))
+    ids = [hashlib.blake2b(bytes([number]), digest_size=16).hexdigest() for number in range(continued)]
+    for parent in ids:
+        for child in "01":
+            branches.add("d1", parent, 32 * child)
+    for parent in ids[-10:]:
+        branches.add("d1", parent, 32 * "1")
+        with pytest.raises(PreconditionError):
+            branches.add("d1", parent, 32 * "f")
+
+
+def test_a_decision_remembered_for_its_branches_costs_a_hundred_bytes(config: ActorConfig) -> None:
     branches = Branches(config.token)
     tracemalloc.start()
     for number in range(5000):
         branches.add(f"dialogue {number:032}", f"{number:032x}", f"{number + 1:032x}")
     held, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert held / 5000 < 300
+    assert held / 5000 < 150
 
 
 def test_a_key_file_that_breaks_leaves_the_keys_as_they_were(

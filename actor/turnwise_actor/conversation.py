@@ -31,7 +31,7 @@ Done = Callable[[dialogue_pb2.ConverseReply], None]
 Answer = Callable[
     [dialogue_pb2.ConverseRequest, Done], Coroutine[Any, Any, dialogue_pb2.ConverseReply] | None
 ]
-"""Begins to answer a request. None: waits for nothing, and `done` is called in the event loop's next turn."""
+"""Begins to answer a request. None: waits for nothing, `done` is called soon."""
 
 MOST_BYTES = 1 << 20
 """Of a message with several replies."""

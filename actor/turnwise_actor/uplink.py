@@ -147,12 +147,15 @@ class Uplink:
         Memory at twice its bound, the disk being full or slow, takes none: they are left in their tokens,
         and whoever waits for them hears that they are not recorded.
         """
+        had_none = not self._queue
         room = 2 * self._config.max_pending_facts - len(self._pending)
         for fact in itertools.islice(facts, max(room, 0)):
             if fact.key not in self._pending and fact.key not in self._settled:
                 self._pending[fact.key] = fact
                 self._queue.append(fact.key)
-        self._wake.set()
+        # Otherwise the sender's timer is set already.
+        if had_none or self._groups or len(self._queue) >= self._config.max_batch_facts:
+            self._wake.set()
         if len(self._pending) > self._config.max_pending_facts:
             self._begin_overflow()
 

@@ -353,13 +353,16 @@ class Dialogues:
         encoded = np.zeros((size, self._encoder.size), np.float32)
         allowed = np.ones((size, len(self._domain.action_ids)), np.bool_)
         seeds, explorations = [], []
+        by_mode: dict[int, ModeExploration] = {}
         for row, asked in enumerate(batch):
             request, position = asked.request, asked.position
             self._encoder.fill(encoded[row], asked.raw, position.history)
             if request.allowed:
                 allowed[row] = decisions.allowed_mask(self._domain, request.allowed)
-            mode = dialogue_pb2.Mode.Name(position.mode)
-            explorations.append(policy.exploration.of(mode) if asked.recorded else ModeExploration())
+            mode = position.mode if asked.recorded else dialogue_pb2.EVALUATE
+            if mode not in by_mode:
+                by_mode[mode] = policy.exploration.of(dialogue_pb2.Mode.Name(mode))
+            explorations.append(by_mode[mode])
             who = position.dialogue_id, position.index, request.request_id
             seeds.append(decision_seed(asked.secret, *who, policy.version))
         try:

@@ -113,8 +113,8 @@ def decision_seed(key: bytes, dialogue_id: str, index: int, request_id: str, ver
 
     A retry of the same request under the same version draws the same action, on any actor with the key.
     """
-    parts = (text.encode() for text in (dialogue_id, str(index), request_id, str(version)))
-    return hmac.digest(key, b"".join(len(part).to_bytes(4, "big") + part for part in parts), "sha256")
+    parts = [text.encode() for text in (dialogue_id, str(index), request_id, str(version))]
+    return hmac.digest(key, b"".join([len(part).to_bytes(4, "big") + part for part in parts]), "sha256")
 
 
 def _allowed_values(q: npt.NDArray[np.floating[Any]], allowed: Mask) -> npt.NDArray[np.floating[Any]]:
@@ -130,6 +130,6 @@ def _allowed_values(q: npt.NDArray[np.floating[Any]], allowed: Mask) -> npt.NDAr
 def _mask(allowed: Mask, shape: tuple[int, ...]) -> Mask:
     if allowed.shape != shape or allowed.dtype != np.bool_:
         raise ValueError(f"allowed: got {allowed.dtype}{list(allowed.shape)}; wanted bool{list(shape)}")
-    if not allowed.any(axis=-1).all():
+    if not (allowed.all() or allowed.any(axis=-1).all()):
         raise ValueError("allowed: got no action; wanted at least one")
     return allowed

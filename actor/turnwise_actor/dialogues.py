@@ -49,7 +49,7 @@ class Counters:
     unrecorded_turns: int = 0
 
 
-@dataclass
+@dataclass(slots=True)
 class _Position:
     """Where a dialogue stands: a token's state, as the next turn needs it."""
 
@@ -63,7 +63,7 @@ class _Position:
     unrecorded: list[str]
 
 
-@dataclass
+@dataclass(slots=True)
 class _AskedTurn:
     """A request for a turn that was found sound, and all that its answer depends on."""
 
@@ -215,9 +215,7 @@ class Dialogues:
         """Opens a token and sends its unsettled facts on, whatever else is wrong with the request; both."""
         self._checks.token(token)
         opened = self._tokens.open(token)
-        unsettled = [fact for fact in opened.state.unsettled if not self._uplink.is_settled(fact.key)]
-        self._uplink.add(unsettled)
-        return opened, unsettled
+        return opened, self._uplink.add(opened.state.unsettled)
 
     def _check_age(self, state: token_pb2.TokenState) -> None:
         age_s = (facts.now_ms() - state.issued_ms) / 1000
@@ -442,7 +440,7 @@ class Dialogues:
     def _fits_token(self, position: _Position, request: dialogue_pb2.ActRequest) -> bool:
         """Whether a token can carry one more decision beside the facts that it carries already."""
         to_come = request.observation.ByteSize() + 5 * len(self._domain.action_ids) + _DECIDED_OVERHEAD_BYTES
-        carried = sum(fact.ByteSize() for fact in position.unsettled)
+        carried = sum([fact.ByteSize() for fact in position.unsettled])
         return len(position.unsettled) < self._config.max_facts and (
             carried + to_come <= self._config.max_fact_bytes
         )

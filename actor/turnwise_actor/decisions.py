@@ -55,20 +55,19 @@ def choose(
         for exploration in set(explorations):
             rows = np.array([each == exploration for each in explorations])
             chances[rows] = probabilities(q_values[rows], allowed[rows], exploration)
-    actions = chances.argmax(axis=1)
-    of_actions = chances[np.arange(len(actions)), actions]
+    actions, of_actions = chances.argmax(axis=1).tolist(), chances.max(axis=1).tolist()
     # What is certain, to a float32, needs no drawing: most turns where nothing is explored.
-    if uncertain := np.flatnonzero(of_actions < 1.0).tolist():
-        actions[uncertain] = draw(chances[uncertain], [seeds[row] for row in uncertain])
-        of_actions = chances[np.arange(len(actions)), actions]
+    if uncertain := [row for row, chance in enumerate(of_actions) if chance < 1.0]:
+        drawn = draw(chances[uncertain], [seeds[row] for row in uncertain])
+        for row, action in zip(uncertain, drawn, strict=True):
+            actions[row], of_actions[row] = action, chances.item(row, action)
     shown = q_values if allowed.all() else np.where(allowed, q_values, np.float32(np.nan))
-    told, values = _rows(chances), _rows(shown)
-    return [Choice(*each) for each in zip(actions.tolist(), of_actions.tolist(), told, values, strict=True)]
+    return list(map(Choice, actions, of_actions, _rows(chances), _rows(shown)))
 
 
 def _rows(values: npt.NDArray[np.float32]) -> list[bytes]:
     """The bytes of each row of <float32>[B, A]."""
-    content, width = values.astype("<f4").tobytes(), 4 * values.shape[1]
+    content, width = values.astype("<f4", copy=False).tobytes(), 4 * values.shape[1]
     return [content[at : at + width] for at in range(0, len(content), width)]
 
 

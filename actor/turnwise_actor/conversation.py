@@ -12,6 +12,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from turnwise.v1 import dialogue_pb2
@@ -27,11 +28,11 @@ from turnwise_actor.errors import (
 )
 from turnwise_actor.parts import with_parts
 
-Done = Callable[[dialogue_pb2.ConverseReply], None]
-Answer = Callable[
-    [dialogue_pb2.ConverseRequest, Done], Coroutine[Any, Any, dialogue_pb2.ConverseReply] | None
-]
-"""Begins to answer a request. None: waits for nothing, and `done` is called in the event loop's next turn."""
+Answering = Coroutine[Any, Any, dialogue_pb2.ConverseReply]
+Done = Callable[[dialogue_pb2.ConverseReply | Answering], None]
+"""Takes a reply, or what has to be awaited for it after all."""
+Answer = Callable[[dialogue_pb2.ConverseRequest, Done], Answering | None]
+"""Begins to answer a request. None: `done` is called within a few turns of the event loop."""
 
 MOST_BYTES = 1 << 20
 """Of a message with several replies."""
@@ -58,6 +59,7 @@ class Conversation:
         self._tasks: set[asyncio.Task[None]] = set()
         self._soon = 0
         """Requests that are answered without a task."""
+        self._ended = False
         self._last_request_at = time.monotonic()
 
     async def run(self, life_s: float, draining: asyncio.Event) -> None:
@@ -74,6 +76,7 @@ class Conversation:
                 await self._until_quiet(reading)
             await self._finish(writing)
         finally:
+            self._ended = True
             tasks = [writing, reading, leaving, *self._tasks]
             for task in tasks:
                 task.cancel()
@@ -143,20 +146,30 @@ class Conversation:
             self._send(_failed(request, self._too_many()))
             return
         try:
-            answering = self._answer(request, self._done)
+            answering = self._answer(request, partial(self._done, request))
         except Exception as error:  # noqa: BLE001 - told to whoever asked
             self._send(_failed(request, told(error)))
             return
         if answering is None:
             self._soon += 1
-            return
+        else:
+            self._await(request, answering)
+
+    def _done(
+        self, request: dialogue_pb2.ConverseRequest, reply: dialogue_pb2.ConverseReply | Answering
+    ) -> None:
+        self._soon -= 1
+        if isinstance(reply, dialogue_pb2.ConverseReply):
+            self._send(reply)
+        elif self._ended:
+            reply.close()
+        else:
+            self._await(request, reply)
+
+    def _await(self, request: dialogue_pb2.ConverseRequest, answering: Answering) -> None:
         task = asyncio.create_task(self._reply(request, answering))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-    def _done(self, reply: dialogue_pb2.ConverseReply) -> None:
-        self._soon -= 1
-        self._send(reply)
 
     async def _reply(
         self, request: dialogue_pb2.ConverseRequest, answering: Awaitable[dialogue_pb2.ConverseReply]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +17,7 @@ from turnwise.v1 import dialogue_pb2
 from turnwise_actor.policy import Domain, ModeExploration, Policy, draw, probabilities
 
 
-@dataclass(frozen=True)
-class Choice:
+class Choice(NamedTuple):
     """What the policy chose. A is the number of actions in the domain."""
 
     action: int
@@ -49,28 +48,26 @@ def choose(
         ValueError: The value of an allowed action is not finite.
     """
     q_values = policy.network.q_values(encoded)
-    kinds = set(explorations)
-    if len(kinds) == 1:
+    if explorations.count(explorations[0]) == len(explorations):
         chances = probabilities(q_values, allowed, explorations[0])
     else:
         chances = np.empty_like(q_values)
-        for exploration in kinds:
+        for exploration in set(explorations):
             rows = np.array([each == exploration for each in explorations])
             chances[rows] = probabilities(q_values[rows], allowed[rows], exploration)
-    actions = chances.argmax(axis=1)
-    of_actions = chances[np.arange(len(actions)), actions]
+    actions, of_actions = chances.argmax(axis=1).tolist(), chances.max(axis=1).tolist()
     # What is certain, to a float32, needs no drawing: most turns where nothing is explored.
-    if uncertain := np.flatnonzero(of_actions < 1.0).tolist():
-        actions[uncertain] = draw(chances[uncertain], [seeds[row] for row in uncertain])
-        of_actions = chances[np.arange(len(actions)), actions]
+    if uncertain := [row for row, chance in enumerate(of_actions) if chance < 1.0]:
+        drawn = draw(chances[uncertain], [seeds[row] for row in uncertain])
+        for row, action in zip(uncertain, drawn, strict=True):
+            actions[row], of_actions[row] = action, chances.item(row, action)
     shown = q_values if allowed.all() else np.where(allowed, q_values, np.float32(np.nan))
-    told, values = _rows(chances), _rows(shown)
-    return [Choice(*each) for each in zip(actions.tolist(), of_actions.tolist(), told, values, strict=True)]
+    return list(map(Choice, actions, of_actions, _rows(chances), _rows(shown)))
 
 
 def _rows(values: npt.NDArray[np.float32]) -> list[bytes]:
     """The bytes of each row of <float32>[B, A]."""
-    content, width = values.astype("<f4").tobytes(), 4 * values.shape[1]
+    content, width = values.astype("<f4", copy=False).tobytes(), 4 * values.shape[1]
     return [content[at : at + width] for at in range(0, len(content), width)]
 
 
@@ -111,7 +108,6 @@ def decision_id(
     version: str,
 ) -> str:
     """32 hex digits. The dialogue is part of it: first turns have no parent, and many begin with "hello"."""
-    digest = hashlib.blake2b(digest_size=16)
     parts = (
         dialogue_id.encode(),
         parent_id.encode(),
@@ -120,10 +116,8 @@ def decision_id(
         action.encode(),
         version.encode(),
     )
-    for part in parts:
-        digest.update(len(part).to_bytes(4, "little"))
-        digest.update(part)
-    return digest.hexdigest()
+    content = b"".join([len(part).to_bytes(4, "little") + part for part in parts])
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def linked_dialogue_id(dialogue_id: str, parent_id: str, issued_ms: int) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,6 +35,10 @@ from turnwise_actor.weights import Policies
 
 _DECIDED_OVERHEAD_BYTES = 512
 """What a Decided fact holds beside its observation and probabilities, roughly, from above."""
+_MOST_AT_ONCE = 32
+"""So many turns that wait are answered without looking for more: the others' requests wait meanwhile."""
+_QUIET_LOOPS = 8
+"""... and after so many turns of the event loop that brought no further one."""
 
 
 @dataclass
@@ -44,7 +49,7 @@ class Counters:
     unrecorded_turns: int = 0
 
 
-@dataclass
+@dataclass(slots=True)
 class _Position:
     """Where a dialogue stands: a token's state, as the next turn needs it."""
 
@@ -58,8 +63,8 @@ class _Position:
     unrecorded: list[str]
 
 
-@dataclass
-class AskedTurn:
+@dataclass(slots=True)
+class _AskedTurn:
     """A request for a turn that was found sound, and all that its answer depends on."""
 
     request: dialogue_pb2.ActRequest
@@ -71,12 +76,22 @@ class AskedTurn:
     recorded: bool
     needs_disk: bool
     """The token cannot carry the decision to come: the answer has to wait for an fsync."""
-    began_at: float
+    came_at: float
+
+
+Wait = Callable[[], Coroutine[Any, Any, None]]
+Answered = Callable[["RequestError | Wait | None"], None]
+"""Told that a turn is answered, why it is not, or what to wait for until it is."""
+
+
+class _Request(NamedTuple):
+    """A request for a turn at which nobody has looked yet."""
+
+    act: dialogue_pb2.ActRequest
+    turn: dialogue_pb2.Turn
+    answered: Answered
+    came_at: float
     """On time.perf_counter."""
-
-
-Answered = Callable[[RequestError | None], None]
-"""Told that a turn is answered, or why it is not."""
 
 
 class Dialogues:
@@ -94,7 +109,7 @@ class Dialogues:
         self._config = config
         self._branches = Branches(config)
         self._description = describe(domain)
-        self._asked: list[tuple[AskedTurn, Answered]] = []
+        self._waiting: list[_Request] = []
         self.counters = Counters()
         self.latencies = Latencies()
 
@@ -122,36 +137,28 @@ class Dialogues:
 
     async def act(self, request: dialogue_pb2.ActRequest) -> dialogue_pb2.Turn:
         """Answers one turn; waits for nothing but, when the token has grown too large, the spool's fsync."""
-        asked = self.ask(request, dialogue_pb2.Turn())
-        if asked.needs_disk:
-            await self.answer_by_disk(asked)
-        else:
-            answered: asyncio.Future[RequestError | None] = asyncio.get_running_loop().create_future()
-            self.answer_soon(asked, partial(_resolve, answered))
-            if (error := await answered) is not None:
-                raise error
-        return asked.turn
+        turn = dialogue_pb2.Turn()
+        answered: asyncio.Future[RequestError | Wait | None] = asyncio.get_running_loop().create_future()
+        self.answer_soon(request, turn, partial(_resolve, answered))
+        outcome = await answered
+        if isinstance(outcome, RequestError):
+            raise outcome
+        if outcome is not None:
+            await outcome()
+        return turn
 
-    def ask(self, request: dialogue_pb2.ActRequest, turn: dialogue_pb2.Turn) -> AskedTurn:
-        """Checks a request; `answer_soon` or, if it `needs_disk`, `answer_by_disk` then fills the turn."""
-        began_at = time.perf_counter()
-        opened, unsettled = self._open(request.token)
-        self._check_age(opened.state)
-        raw = self._checks.act(request)
-        if self._policies.current is None:
-            raise UnavailableError("this actor has no policy yet", reason="NO_POLICY")
-        position = self._position(opened, unsettled)
-        recorded = self._uplink.can_record
-        needs_disk = recorded and not self._fits_token(position, request)
-        return AskedTurn(request, turn, raw, position, opened.key.secret, recorded, needs_disk, began_at)
+    def answer_soon(
+        self, request: dialogue_pb2.ActRequest, turn: dialogue_pb2.Turn, answered: Answered
+    ) -> None:
+        """Answers as soon as nothing further is being asked, all of it together: that costs half.
 
-    def answer_soon(self, asked: AskedTurn, answered: Answered) -> None:
-        """Answers in the next turn of the event loop, together with everything else asked until then."""
-        if not self._asked:
-            asyncio.get_running_loop().call_soon(self._answer_all)
-        self._asked.append((asked, answered))
+        gRPC hands over one call in a turn of the event loop, however many wait.
+        """
+        if not self._waiting:
+            asyncio.get_running_loop().call_soon(self._gather, 0, 0)
+        self._waiting.append(_Request(request, turn, answered, time.perf_counter()))
 
-    async def answer_by_disk(self, asked: AskedTurn) -> None:
+    async def _answer_by_disk(self, asked: _AskedTurn) -> None:
         """Answers once the disk has what the token cannot carry; not recorded, if the disk takes nothing."""
         position = asked.position
         if position.unsettled:
@@ -208,9 +215,7 @@ class Dialogues:
         """Opens a token and sends its unsettled facts on, whatever else is wrong with the request; both."""
         self._checks.token(token)
         opened = self._tokens.open(token)
-        unsettled = [fact for fact in opened.state.unsettled if not self._uplink.is_settled(fact.key)]
-        self._uplink.add(unsettled)
-        return opened, unsettled
+        return opened, self._uplink.add(opened.state.unsettled)
 
     def _check_age(self, state: token_pb2.TokenState) -> None:
         age_s = (facts.now_ms() - state.issued_ms) / 1000
@@ -278,12 +283,45 @@ class Dialogues:
 
     # Decisions.
 
-    def _answer_all(self) -> None:
-        """Answers what was asked since the last turn of the event loop."""
-        batch, self._asked = self._asked, []
-        self._answer(batch)
+    def _gather(self, before: int, quiet_loops: int) -> None:
+        """Answers what was asked, unless more has come since the last turn of the event loop."""
+        waiting = len(self._waiting)
+        quiet_loops = 0 if waiting > before else quiet_loops + 1
+        if waiting < _MOST_AT_ONCE and quiet_loops < _QUIET_LOOPS:
+            asyncio.get_running_loop().call_soon(self._gather, waiting, quiet_loops)
+            return
+        requests, self._waiting = self._waiting, []
+        if batch := list(self._ask_all(requests)):
+            self._answer(batch)
 
-    def _answer(self, batch: Sequence[tuple[AskedTurn, Answered]]) -> None:
+    def _ask_all(self, requests: Iterable[_Request]) -> Iterator[tuple[_AskedTurn, Answered]]:
+        """The turns that can be answered at once; of the others is told what they want."""
+        for request in requests:
+            try:
+                asked = self._ask(request)
+            except Exception as error:  # noqa: BLE001 - told to whoever asked
+                request.answered(told(error))
+            else:
+                if asked.needs_disk:
+                    request.answered(partial(self._answer_by_disk, asked))
+                else:
+                    yield asked, request.answered
+
+    def _ask(self, request: _Request) -> _AskedTurn:
+        """Checks a request."""
+        act = request.act
+        opened, unsettled = self._open(act.token)
+        self._check_age(opened.state)
+        raw = self._checks.act(act)
+        if self._policies.current is None:
+            raise UnavailableError("this actor has no policy yet", reason="NO_POLICY")
+        position = self._position(opened, unsettled)
+        recorded = self._uplink.can_record
+        needs_disk = recorded and not self._fits_token(position, act)
+        secret = opened.key.secret
+        return _AskedTurn(act, request.turn, raw, position, secret, recorded, needs_disk, request.came_at)
+
+    def _answer(self, batch: Sequence[tuple[_AskedTurn, Answered]]) -> None:
         try:
             made = self._decide([asked for asked, _ in batch])
         except Exception as error:  # noqa: BLE001 - told to whoever asked
@@ -305,7 +343,7 @@ class Dialogues:
             else:
                 answered(None)
 
-    def _decide(self, batch: Sequence[AskedTurn]) -> list[training_pb2.Fact]:
+    def _decide(self, batch: Sequence[_AskedTurn]) -> list[training_pb2.Fact]:
         """Fills the turns, their tokens excepted; the facts of them. What is not recorded is greedy."""
         policy = self._policies.current
         assert policy is not None
@@ -313,13 +351,16 @@ class Dialogues:
         encoded = np.zeros((size, self._encoder.size), np.float32)
         allowed = np.ones((size, len(self._domain.action_ids)), np.bool_)
         seeds, explorations = [], []
+        by_mode: dict[int, ModeExploration] = {}
         for row, asked in enumerate(batch):
             request, position = asked.request, asked.position
             self._encoder.fill(encoded[row], asked.raw, position.history)
             if request.allowed:
                 allowed[row] = decisions.allowed_mask(self._domain, request.allowed)
-            mode = dialogue_pb2.Mode.Name(position.mode)
-            explorations.append(policy.exploration.of(mode) if asked.recorded else ModeExploration())
+            mode = position.mode if asked.recorded else dialogue_pb2.EVALUATE
+            if mode not in by_mode:
+                by_mode[mode] = policy.exploration.of(dialogue_pb2.Mode.Name(mode))
+            explorations.append(by_mode[mode])
             who = position.dialogue_id, position.index, request.request_id
             seeds.append(decision_seed(asked.secret, *who, policy.version))
         try:
@@ -333,7 +374,7 @@ class Dialogues:
         return made
 
     def _fill(
-        self, asked: AskedTurn, policy: Policy, choice: decisions.Choice, mask: bytes, seed: bytes
+        self, asked: _AskedTurn, policy: Policy, choice: decisions.Choice, mask: bytes, seed: bytes
     ) -> training_pb2.Fact:
         """Fills the turn, its token excepted; the fact of it."""
         # In place, field by field: a message given to another's constructor is copied.
@@ -370,19 +411,19 @@ class Dialogues:
         decided.recorded = asked.recorded
         return fact
 
-    def _note(self, asked: AskedTurn, fact: training_pb2.Fact) -> None:
+    def _note(self, asked: _AskedTurn, fact: training_pb2.Fact) -> None:
         """Notes what the decision goes on from."""
         position = asked.position
         self._branches.add(position.dialogue_id, position.parent_id, asked.turn.decision_id)
         fact.unrecorded.extend(position.unrecorded)
 
-    def _carry(self, asked: AskedTurn, fact: training_pb2.Fact) -> None:
+    def _carry(self, asked: _AskedTurn, fact: training_pb2.Fact) -> None:
         """The decision outlives this process in the token, and is on its way to the learner."""
         self._uplink.add([fact])
         asked.position.unsettled.append(fact)
         self._hand_over(asked)
 
-    def _hand_over(self, asked: AskedTurn) -> None:
+    def _hand_over(self, asked: _AskedTurn) -> None:
         """Counts the turn, and seals the token that goes on from it."""
         position, turn = asked.position, asked.turn
         if asked.recorded:
@@ -392,14 +433,14 @@ class Dialogues:
         self.counters.turns += 1
         self.counters.unrecorded_turns += not asked.recorded
         turn.token = self._seal_next(position, turn)
-        self.latencies.add(time.perf_counter() - asked.began_at)
+        self.latencies.add(time.perf_counter() - asked.came_at)
 
     # Settling.
 
     def _fits_token(self, position: _Position, request: dialogue_pb2.ActRequest) -> bool:
         """Whether a token can carry one more decision beside the facts that it carries already."""
         to_come = request.observation.ByteSize() + 5 * len(self._domain.action_ids) + _DECIDED_OVERHEAD_BYTES
-        carried = sum(fact.ByteSize() for fact in position.unsettled)
+        carried = sum([fact.ByteSize() for fact in position.unsettled])
         return len(position.unsettled) < self._config.max_facts and (
             carried + to_come <= self._config.max_fact_bytes
         )
@@ -424,9 +465,11 @@ class Dialogues:
         return dialogue_pb2.Receipt(settled=dialogue_pb2.Receipt.LEARNER, journal_cursor=cursor)
 
 
-def _resolve(answered: asyncio.Future[RequestError | None], error: RequestError | None) -> None:
+def _resolve(
+    answered: asyncio.Future[RequestError | Wait | None], outcome: RequestError | Wait | None
+) -> None:
     if not answered.done():  # whoever asked may have gone
-        answered.set_result(error)
+        answered.set_result(outcome)
 
 
 def _teacher(named: str, user: str, caller: Principal | None) -> str:

@@ -18,7 +18,7 @@ from turnwise_actor.access.credentials import Principal
 from turnwise_actor.access.guard import caller
 from turnwise_actor.config import StreamConfig
 from turnwise_actor.conversation import Conversation, Done, unknown_request
-from turnwise_actor.dialogues import Dialogues
+from turnwise_actor.dialogues import Dialogues, Wait
 from turnwise_actor.errors import DETAILS_KEY, OverloadError, RequestError, UnavailableError, told
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -97,10 +97,7 @@ class ActorServicer(DialogueServicer):
         reply = dialogue_pb2.ConverseReply(correlation_id=request.correlation_id)
         match request.WhichOneof("request"):
             case "act":
-                asked = self._dialogues.ask(request.act, reply.turn)
-                if asked.needs_disk:
-                    return _filled(reply, self._dialogues.answer_by_disk(asked))
-                self._dialogues.answer_soon(asked, partial(_answered, reply, done))
+                self._dialogues.answer_soon(request.act, reply.turn, partial(_answered, reply, done))
                 return None
             case "feedback":
                 return _with(reply, reply.receipt, self._dialogues.give_feedback(request.feedback, who))
@@ -123,14 +120,18 @@ class ActorServicer(DialogueServicer):
             await _abort(context, told(error))
 
 
-def _answered(reply: dialogue_pb2.ConverseReply, done: Done, error: RequestError | None) -> None:
-    if error is not None:
-        reply.status.CopyFrom(error.to_status())
-    done(reply)
+def _answered(reply: dialogue_pb2.ConverseReply, done: Done, outcome: RequestError | Wait | None) -> None:
+    if outcome is None:
+        done(reply)
+    elif isinstance(outcome, RequestError):
+        reply.status.CopyFrom(outcome.to_status())
+        done(reply)
+    else:
+        done(_filled(reply, outcome))
 
 
-async def _filled(reply: dialogue_pb2.ConverseReply, filling: Awaitable[None]) -> dialogue_pb2.ConverseReply:
-    await filling
+async def _filled(reply: dialogue_pb2.ConverseReply, filling: Wait) -> dialogue_pb2.ConverseReply:
+    await filling()
     return reply
 
 

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -53,8 +54,7 @@ class Key:
     """Seconds since the epoch: a retired key opens nothing for longer than tokens may be old."""
 
 
-@dataclass(frozen=True)
-class OpenedToken:
+class OpenedToken(NamedTuple):
     """A genuine token: what it says, and the key it was sealed with."""
 
     dialogue_id: str

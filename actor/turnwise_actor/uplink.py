@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import random
 import time
@@ -135,26 +134,30 @@ class Uplink:
             self._connected and len(self._pending) < self._config.max_pending_facts
         )
 
-    def is_settled(self, key: str) -> bool:
-        """Whether a fact is known to be settled; False also for one settled long ago or elsewhere."""
-        return key in self._settled
-
     # What callers do.
 
-    def add(self, facts: Iterable[training_pb2.Fact]) -> None:
-        """Sends facts on, except those that are settled or on their way.
+    def add(self, facts: Iterable[training_pb2.Fact]) -> list[training_pb2.Fact]:
+        """Sends facts on, except those that are settled or on their way; those not known to be settled.
 
         Memory at twice its bound, the disk being full or slow, takes none: they are left in their tokens,
         and whoever waits for them hears that they are not recorded.
         """
-        room = 2 * self._config.max_pending_facts - len(self._pending)
-        for fact in itertools.islice(facts, max(room, 0)):
-            if fact.key not in self._pending and fact.key not in self._settled:
-                self._pending[fact.key] = fact
-                self._queue.append(fact.key)
-        self._wake.set()
+        had_none = not self._queue
+        most = 2 * self._config.max_pending_facts
+        unsettled = []
+        for fact in facts:
+            if (key := fact.key) in self._settled:
+                continue
+            unsettled.append(fact)
+            if key not in self._pending and len(self._pending) < most:
+                self._pending[key] = fact
+                self._queue.append(key)
+        # Otherwise the sender's timer is set already.
+        if had_none or self._groups or len(self._queue) >= self._config.max_batch_facts:
+            self._wake.set()
         if len(self._pending) > self._config.max_pending_facts:
             self._begin_overflow()
+        return unsettled
 
     async def settle(self, facts: Sequence[training_pb2.Fact]) -> int | None:
         """Returns when all the facts are settled: the journal's cursor, or None when they are only spooled.
@@ -180,8 +183,7 @@ class Uplink:
     async def spool(self, facts: Sequence[training_pb2.Fact]) -> None:
         """Returns when the facts are fsynced, from where they will be sent on; raises SpoolFullError."""
         await self._spool.append(facts)
-        for fact in facts:
-            self._remember(fact.key)
+        self._remember([fact.key for fact in facts])
         self._wake.set()
 
     def report_soon(self) -> None:
@@ -235,25 +237,27 @@ class Uplink:
             else:
                 self._groups.pop(fact.key, None)
 
-    def _remember(self, key: str) -> None:
-        self._settled[key] = None
-        self._settled.move_to_end(key)
+    def _remember(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            self._settled[key] = None
+            self._settled.move_to_end(key)
         while len(self._settled) > self._config.max_settled_keys:
             self._settled.popitem(last=False)
 
-    def _acknowledge(self, key: str, cursor: int) -> None:
-        self._pending.pop(key, None)
-        self._remember(key)
-        for group in self._groups.get(key, ()):
-            group.missing.discard(key)
-            if not group.missing and not group.done.done():
-                group.done.set_result(cursor)
+    def _acknowledge(self, keys: Sequence[str], cursor: int) -> None:
+        self._remember(keys)
+        for key in keys:
+            self._pending.pop(key, None)
+            for group in self._groups.get(key, ()) if self._groups else ():
+                group.missing.discard(key)
+                if not group.missing and not group.done.done():
+                    group.done.set_result(cursor)
 
     def _refuse(self, refused: training_pb2.Refused) -> None:
         """A malformed fact: nothing will ever take it, so it leaves memory and tokens, and is told of."""
         logger.error("the learner refused the fact %s: %s", refused.key, refused.reason)
         self._pending.pop(refused.key, None)
-        self._remember(refused.key)
+        self._remember([refused.key])
         for group in self._groups.get(refused.key, ()):
             if not group.done.done():
                 group.done.set_exception(FactRefusedError(refused.reason))
@@ -440,9 +444,7 @@ class Uplink:
             for refused in ack.refused:
                 self._refuse(refused)
             gone = {refused.key for refused in ack.refused}
-            for key in batch.keys:
-                if key not in gone:
-                    self._acknowledge(key, ack.cursor)
+            self._acknowledge([key for key in batch.keys if key not in gone], ack.cursor)
             if batch.segment is not None:
                 await self._trim(stream)
             if not self._connected:

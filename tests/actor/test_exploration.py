@@ -14,6 +14,7 @@ import pytest
 
 from turnwise.v1 import dialogue_pb2 as pb
 from turnwise.v1 import training_pb2
+from turnwise_actor.dialogues import _Request
 from turnwise_actor.policy import Domain, Exploration, ModeExploration, Policy, probabilities
 
 from .conftest import ActorFactory, eventually, make_policy, version_in_force
@@ -131,7 +132,7 @@ async def test_100_000_decisions_come_as_often_as_recorded(new_actor: ActorFacto
     dialogues = actor._dialogues
     token = (await bot.start("d")).token
     request = pb.ActRequest(token=token, observation=seen(), request_id="0")
-    asked = dialogues.ask(request, pb.Turn())
+    asked = dialogues._ask(_Request(request, pb.Turn(), lambda outcome: None, came_at=0.0))
     actions = Counter[str]()
     for first in range(0, 100_000, 250):
         batch = [

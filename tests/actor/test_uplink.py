@@ -101,7 +101,7 @@ async def test_spooled_facts_wait_for_the_learners_return(tmp_path: Path, learne
     await learner.stop()
     rig = Rig(tmp_path, learner, FAST)
     assert await rig.uplink.settle(facts("f")) is None
-    assert rig.uplink.is_settled("f")
+    assert rig.uplink.add(facts("f", "g")) == facts("g")
     assert rig.spool.size_bytes > 0
     await learner.start()
     await eventually(lambda: "f" in learner.facts)

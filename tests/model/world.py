@@ -165,13 +165,11 @@ class Outbox:
     def can_record(self) -> bool:
         return not self.disk_full or self.reaches
 
-    def is_settled(self, key: str) -> bool:
-        return key in self.settled
-
-    def add(self, facts: Iterable[training_pb2.Fact]) -> None:
-        for fact in facts:
-            if fact.key not in self.settled:
-                self.pending.setdefault(fact.key, fact)
+    def add(self, facts: Iterable[training_pb2.Fact]) -> list[training_pb2.Fact]:
+        unsettled = [fact for fact in facts if fact.key not in self.settled]
+        for fact in unsettled:
+            self.pending.setdefault(fact.key, fact)
+        return unsettled
 
     async def settle(self, facts: Sequence[training_pb2.Fact]) -> int | None:
         self.settled -= {fact.key for fact in facts}

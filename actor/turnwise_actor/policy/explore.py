@@ -98,14 +98,13 @@ def draw(probabilities: npt.NDArray[np.floating[Any]], seeds: Sequence[bytes]) -
         raise ValueError(f"seed: got {short[0]} bytes; wanted 8 or more")
     p = np.asarray(probabilities, np.float64)
     cdf = np.cumsum(p, axis=1)
-    if not p.shape[1] or not (p >= 0.0).all() or not (np.abs(cdf[:, -1] - 1.0) < 1e-3).all():
+    if not p.size or not p.min() >= 0.0 or not np.abs(cdf[:, -1] - 1.0).max() < 1e-3:
         raise ValueError(f"probabilities: got {probabilities}; wanted numbers from 0 that sum to 1")
     digests = (hashlib.blake2b(seed, digest_size=8).digest() for seed in seeds)
     uniform = np.array([int.from_bytes(digest, "little") >> 11 for digest in digests]) * 2.0**-53
+    indexes: list[int] = (cdf <= (uniform * cdf[:, -1])[:, None]).sum(axis=1).tolist()
     # Rounding may leave the number at the very end of the CDF: the last possible action is meant then.
-    last = p.shape[1] - 1 - (p[:, ::-1] > 0.0).argmax(axis=1)
-    indexes: list[int] = np.minimum((cdf <= (uniform * cdf[:, -1])[:, None]).sum(axis=1), last).tolist()
-    return indexes
+    return [i if i < p.shape[1] else int(np.flatnonzero(row)[-1]) for i, row in zip(indexes, p, strict=True)]
 
 
 def decision_seed(key: bytes, dialogue_id: str, index: int, request_id: str, version: PolicyVersion) -> bytes:
@@ -113,8 +112,8 @@ def decision_seed(key: bytes, dialogue_id: str, index: int, request_id: str, ver
 
     A retry of the same request under the same version draws the same action, on any actor with the key.
     """
-    parts = (text.encode() for text in (dialogue_id, str(index), request_id, str(version)))
-    return hmac.digest(key, b"".join(len(part).to_bytes(4, "big") + part for part in parts), "sha256")
+    parts = [text.encode() for text in (dialogue_id, str(index), request_id, str(version))]
+    return hmac.digest(key, b"".join([len(part).to_bytes(4, "big") + part for part in parts]), "sha256")
 
 
 def _allowed_values(q: npt.NDArray[np.floating[Any]], allowed: Mask) -> npt.NDArray[np.floating[Any]]:
@@ -130,6 +129,6 @@ def _allowed_values(q: npt.NDArray[np.floating[Any]], allowed: Mask) -> npt.NDAr
 def _mask(allowed: Mask, shape: tuple[int, ...]) -> Mask:
     if allowed.shape != shape or allowed.dtype != np.bool_:
         raise ValueError(f"allowed: got {allowed.dtype}{list(allowed.shape)}; wanted bool{list(shape)}")
-    if not allowed.any(axis=-1).all():
+    if not (allowed.all() or allowed.any(axis=-1).all()):
         raise ValueError("allowed: got no action; wanted at least one")
     return allowed

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 MAX_POLICY_BYTES = 1 << 30
 _AT_ONCE_BYTES = 1 << 20
-"""A file of this machine up to this size is read within the event loop, in the time of a turn or two. A thread
-would hold the loop up for as long, at twice the CPU time, and longer where it is preempted while it holds the
-interpreter's lock."""
+"""A file of this machine up to this size is read within the event loop, in the time of a turn or two. A
+thread would hold the loop up for as long, at twice the CPU time, and longer where it is preempted while it
+holds the interpreter's lock."""
 _KEPT = 3
 _PAUSE_MIN_S = 0.1
 _PAUSE_MAX_S = 2.0

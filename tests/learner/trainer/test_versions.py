@@ -52,7 +52,7 @@ def test_the_oldest_files_go_first_by_version_not_by_name(tmp_path: Path) -> Non
 
 def test_latest_leads_to_the_newest(tmp_path: Path) -> None:
     folder = VersionFolder(tmp_path, DOMAIN.fingerprint, 1)
-    (tmp_path / "LATEST").write_text("1.0.safetensors")  # as earlier releases wrote it
+    (tmp_path / "LATEST").write_text("1.0.safetensors")  # as it once was
     for number in (1, 2):
         folder.publish(algorithm(), Exploration())
         newest = newest_policy(tmp_path, DOMAIN.fingerprint)

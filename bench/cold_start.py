@@ -42,7 +42,7 @@ def first_turn_s(up: LocalDeployment, domain: Path, policy: Path, folder: Path) 
     """From the start of the process to its first answer."""
     began = time.monotonic()
     with (
-        _fresh_actor(up, domain, NOBODY, folder, "--policy", str(policy)) as (address, _),
+        fresh_actor(up, domain, NOBODY, folder, "--policy", str(policy)) as (address, _),
         grpc.insecure_channel(address) as channel,
     ):
         _first_turn(DialogueStub(channel))
@@ -51,7 +51,7 @@ def first_turn_s(up: LocalDeployment, domain: Path, policy: Path, folder: Path) 
 
 def rss_mb(up: LocalDeployment, domain: Path, folder: Path) -> float:
     """Of a fresh actor that has answered its first turns, with the learner there."""
-    with _fresh_actor(up, domain, up.learner, folder) as (address, pid):
+    with fresh_actor(up, domain, up.learner, folder) as (address, pid):
         with grpc.insecure_channel(address) as channel:
             _first_turn(DialogueStub(channel))
         asyncio.run(_talk(address))
@@ -84,7 +84,7 @@ def _first_turn(stub: DialogueStub) -> None:
 
 
 @contextmanager
-def _fresh_actor(
+def fresh_actor(
     up: LocalDeployment, domain: Path, learner: str, folder: Path, *further: str
 ) -> Iterator[tuple[str, int]]:
     """Its address and pid, as soon as it listens; it seals with the deployment's keys."""

@@ -1,24 +1,30 @@
 """What a new policy every tenth of a second does to the slow end of the answers' times.
 
 The versions come from the trainer of a live deployment, on the way that all of them take; it publishes one
-whenever it is told to explore otherwise, and has nothing to learn meanwhile.
+whenever it is told to explore otherwise, and has nothing to learn meanwhile. Two actors are asked in turn:
+one of the deployment's, which takes each version, and one beside them whose policy is newer than all that
+come, so that it is told of none. What the latter's answers wait for is the processor: trainer, service and
+other actors work at every version. What the former's wait for beyond that is the swap.
 """
 
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import grpc.aio
 
 import turnwise
+from cold_start import fresh_actor
 from loads import observation_row
 from open_dialogues import read_by_the_trainer
 from report import quantiles
 from turnwise.v1 import dialogue_pb2, training_pb2, training_pb2_grpc
+from turnwise_actor.policy import Domain, PolicyVersion, initial_policy
 from turnwise_deploy.local import LocalDeployment
 
 SWAPS_PER_S = 10.0
@@ -29,7 +35,7 @@ PAUSE_S = (0.05, 0.15)
 
 @dataclass
 class Answers:
-    """Of one side: with swaps or without."""
+    """Of one actor, while versions are published or while none are."""
 
     ms: list[float] = field(default_factory=list)
     versions: set[str] = field(default_factory=set)
@@ -45,26 +51,45 @@ class Answers:
         }
 
 
-async def measure_swaps(up: LocalDeployment, rounds: int, seconds: float) -> dict[str, Any]:
-    """Slices with and without swaps, in turn; their p99 are compared over all slices of a side."""
-    quiet, swapping = Answers(), Answers()
+async def measure_swaps(up: LocalDeployment, folder: Path, rounds: int, seconds: float) -> dict[str, Any]:
+    """Slices of each side, in turn; their p99 are compared over all slices of a side."""
+    sides = {name: Answers() for name in ("quiet", "swapping", "unmoved_quiet", "unmoved")}
     await read_by_the_trainer(up)
-    async with turnwise.AsyncClient(up.actors[0]) as bot:
-        await talk(bot, Answers(), 1.0)  # streams and dialogues begin
+    async with AsyncExitStack() as stack:
+        unmoved = stack.enter_context(unmoved_actor(up, folder))
+        moved, still = [
+            await stack.enter_async_context(turnwise.AsyncClient(actor)) for actor in (up.actors[0], unmoved)
+        ]
+        for bot in (moved, still):
+            await talk(bot, Answers(), 1.0)  # streams and dialogues begin
         for _ in range(rounds):
-            await talk(bot, quiet, seconds)
+            await talk(moved, sides["quiet"], seconds)
+            await talk(still, sides["unmoved_quiet"], seconds)
             async with swaps(up.learner):
-                await talk(bot, swapping, seconds)
+                await talk(moved, sides["swapping"], seconds)
+                await talk(still, sides["unmoved"], seconds)
+    return delays_p99_ms(sides) | {name: answers.figures() for name, answers in sides.items()}
+
+
+def delays_p99_ms(sides: Mapping[str, Answers]) -> dict[str, float]:
+    """What swaps add to the answers of the actor that swaps, and what publishing adds to all answers."""
+    p99 = {name: quantiles(answers.ms)["p99"] for name, answers in sides.items()}
     return {
-        "swap_delay_p99_ms": delay_p99_ms(quiet, swapping),
-        "quiet": quiet.figures(),
-        "swapping": swapping.figures(),
+        "swap_delay_p99_ms": p99["swapping"] - p99["unmoved"],
+        "publishing_delay_p99_ms": p99["unmoved"] - p99["unmoved_quiet"],
+        "swap_and_publishing_delay_p99_ms": p99["swapping"] - p99["quiet"],
     }
 
 
-def delay_p99_ms(quiet: Answers, swapping: Answers) -> float:
-    """What the swaps have added to it."""
-    return quantiles(swapping.ms)["p99"] - quantiles(quiet.ms)["p99"]
+@contextmanager
+def unmoved_actor(up: LocalDeployment, folder: Path) -> Iterator[str]:
+    """The address of one that never swaps, beside those of the deployment."""
+    domain = up.config.domain
+    newest = replace(initial_policy(Domain.load(domain)), version=PolicyVersion((1 << 32) - 1, 0))
+    policy = folder / "newest.safetensors"
+    policy.write_bytes(newest.to_bytes())
+    with fresh_actor(up, domain, up.learner, folder / "unmoved", "--policy", str(policy)) as (address, _):
+        yield address
 
 
 async def talk(bot: turnwise.AsyncClient, answers: Answers, seconds: float) -> None:

@@ -171,7 +171,7 @@ async def measure(up: LocalDeployment, policy: Path, plan: Plan) -> Report:
     if peer is not None:
         figures["serve"]["default"] = await default_serve(policy, token, plan)
     figures |= {"request_bytes": len(request), "reply_bytes": reply}
-    figures["swaps"] = await measure_swaps(up, plan.swap_rounds, SWAP_SECONDS)
+    figures["swaps"] = await measure_swaps(up, policy.parent, plan.swap_rounds, SWAP_SECONDS)
     ratio, figures["open_dialogues"] = await open_dialogues.measure_open(up, plan.open)
     (ratios if plan.open_key in AT_MOST else figures)[plan.open_key] = ratio
     return Report("turns", ratios, AT_LEAST | AT_MOST, figures, met(ratios))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from turnwise.v1.training_pb2_grpc import TrainingAsyncStub
 
 MAX_POLICY_BYTES = 1 << 30
+_AT_ONCE_BYTES = 1 << 20
+"""A file of this machine up to this size is read within the event loop, in the time of a turn or two. A
+thread would hold the loop up for as long, at twice the CPU time, and longer where it is preempted while it
+holds the interpreter's lock."""
 _KEPT = 3
 _PAUSE_MIN_S = 0.1
 _PAUSE_MAX_S = 2.0
@@ -167,11 +172,11 @@ class PolicyWatch:
 
 
 async def receive_policies(chunks: AsyncIterable[training_pb2.PolicyChunk]) -> AsyncIterator[Policy]:
-    """Each policy of a stream of chunks, read and made ready off the event loop."""
+    """Each policy of a stream of chunks, read and made ready, a big one off the event loop."""
     file = bytearray()
     async for chunk in chunks:
         if chunk.HasField("file"):
-            yield await asyncio.to_thread(_mapped, chunk)
+            yield _mapped(chunk) if chunk.total <= _AT_ONCE_BYTES else await asyncio.to_thread(_mapped, chunk)
             continue
         if chunk.offset == 0:
             file.clear()
@@ -187,13 +192,17 @@ async def receive_policies(chunks: AsyncIterable[training_pb2.PolicyChunk]) -> A
 
 
 def _mapped(notice: training_pb2.PolicyChunk) -> Policy:
-    told, path = notice.file, Path(notice.file.path)
+    told = notice.file
     try:
-        found = path.stat()
-        here = (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
-        if here != (told.device, told.inode, told.modified_ns, notice.total):
-            raise FileElsewhereError(f"{path} is another file here")
-        return Policy.mapped(path)
+        file = os.open(told.path, os.O_RDONLY)
+        try:
+            found = os.fstat(file)
+            here = (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
+            if here != (told.device, told.inode, told.modified_ns, notice.total):
+                raise FileElsewhereError(f"{told.path} is another file here")
+            return Policy.mapped(file)
+        finally:
+            os.close(file)
     except OSError as error:
         raise FileElsewhereError(f"the learner's file is not here: {error}") from error
 

@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 
 from turnwise.v1 import training_pb2
-from turnwise_actor.policy import Domain, Policy, PolicyFileError, PolicyVersion
+from turnwise_actor.policy import (
+    Domain,
+    Policy,
+    PolicyFileError,
+    PolicyVersion,
+    default_spec,
+    initial_policy,
+)
 from turnwise_actor.weights import (
     BrokenTransferError,
     FileElsewhereError,
@@ -99,6 +106,18 @@ async def test_a_file_of_this_machine_is_mapped_and_answers_alike(domain: Domain
     (tmp_path / f"{policy.version}.safetensors").unlink()
     assert (mapped.network.q_values(obs) == before).all()
     assert (before == sent.network.q_values(obs)).all()
+
+
+@pytest.mark.parametrize(("units", "waits"), [(8, False), (3000, True)])
+async def test_only_a_big_file_is_read_beside_the_event_loop(
+    domain: Domain, tmp_path: Path, units: int, waits: bool
+) -> None:
+    policy = initial_policy(domain, replace(default_spec(domain), hidden=(units,)))
+    meanwhile: list[str] = []
+    asyncio.get_running_loop().call_soon(meanwhile.append, "answered")
+    (mapped,) = await collect([file_of(policy, tmp_path)])
+    assert (mapped.parameters["hidden.0.weight"] == policy.parameters["hidden.0.weight"]).all()
+    assert bool(meanwhile) is waits
 
 
 @pytest.mark.parametrize("number", ["device", "inode", "modified_ns"])

@@ -7,7 +7,7 @@ import turns
 from loads import Rotation, Session
 from open_dialogues import Costs, ratio_of
 from serve_peer import Bot, Lean, probabilities
-from swaps import Answers, delay_p99_ms
+from swaps import Answers, delays_p99_ms
 from turnwise.v1 import dialogue_pb2 as pb
 from turnwise_actor.policy import ModeExploration, NetworkSpec, Policy, PolicyVersion
 from turnwise_actor.policy import probabilities as actors_probabilities
@@ -73,9 +73,14 @@ def test_the_journals_cost_is_not_in_the_ratio_of_open_dialogues() -> None:
     assert few.medians()["actor"] == pytest.approx(1000.0)
 
 
-def test_the_delay_of_swaps_is_the_difference_of_the_slow_ends() -> None:
-    quiet, swapping = Answers(ms=[1.0] * 98 + [2.0] * 2), Answers(ms=[1.0] * 98 + [6.0] * 2)
-    assert delay_p99_ms(quiet, swapping) == pytest.approx(4.0)
+def test_the_delay_of_swaps_is_what_an_actor_without_them_does_not_have() -> None:
+    slow_ends = {"quiet": 2.0, "swapping": 9.0, "unmoved_quiet": 3.0, "unmoved": 5.0}
+    delays = delays_p99_ms({name: Answers(ms=[1.0] * 98 + [end] * 2) for name, end in slow_ends.items()})
+    assert delays == {
+        "swap_delay_p99_ms": pytest.approx(4.0),
+        "publishing_delay_p99_ms": pytest.approx(2.0),
+        "swap_and_publishing_delay_p99_ms": pytest.approx(7.0),
+    }
 
 
 def test_a_goal_is_met_on_its_own_side_and_what_was_not_measured_is_not_missed() -> None:

@@ -128,7 +128,8 @@ def _mapped(drawn: bytes) -> Policy:
     path = FOLDER / "mapped.safetensors"
     path.unlink(missing_ok=True)
     path.write_bytes(drawn)
-    return Policy.mapped(path)
+    with path.open("rb") as file:
+        return Policy.mapped(file.fileno())
 
 
 def spool(wild: Wild) -> bytes:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import math
 import mmap
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, cast, get_args
+from typing import Any, BinaryIO, Literal, TypeAlias, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +31,9 @@ EXPLORATION_KINDS: tuple[ExplorationKind, ...] = get_args(ExplorationKind)
 
 FORMAT = 1
 _KEY = "turnwise"
+_BIG = 1 << 20
+"""Numbers below which a second thread costs more than it saves."""
+_NO_DIGEST = 32 * "0"
 
 
 class PolicyFileError(ValueError):
@@ -173,26 +178,31 @@ class Policy:
         Raises:
             ValueError: the parameters do not fit the spec.
         """
-        return b"".join(self.parts())
+        file = io.BytesIO()
+        self.write(file)
+        return file.getvalue()
 
-    def parts(self) -> list[bytes | memoryview]:
-        """The policy's file in pieces, the parameters where they lie: the library would copy them twice.
+    def write(self, file: BinaryIO) -> None:
+        """Writes the policy's file, the parameters from where they lie: the library would copy them twice.
 
         Raises:
+            OSError: it cannot be written.
             ValueError: the parameters do not fit the spec.
         """
         check_parameters(self.spec, self.parameters)
         tensors = {n: np.ascontiguousarray(p, dtype="<f4") for n, p in sorted(self.parameters.items())}
-        about = self._about()
-        about["digest"] = _digest(about, tensors)
-        header: dict[str, Any] = {"__metadata__": {_KEY: _canonical(about)}}
-        at = 0
-        for name, tensor in tensors.items():
-            offsets = [at, at := at + tensor.nbytes]
-            header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": offsets}
-        head = json.dumps(header, separators=(",", ":")).encode()
-        head += b" " * (-len(head) % 8)
-        return [len(head).to_bytes(8, "little"), head, *(each.reshape(-1).data for each in tensors.values())]
+        content, about = [tensor.reshape(-1).data for tensor in tensors.values()], self._about()
+        if sum(map(len, content)) < _BIG:
+            file.writelines((_head(about, tensors, _digest(about, tensors)), *content))
+            return
+        # Making the digest takes as long as writing, so they go side by side, and the head is written last.
+        file.seek(len(_head(about, tensors, _NO_DIGEST)))
+        with ThreadPoolExecutor(1) as beside:
+            written = beside.submit(file.writelines, content)
+            head = _head(about, tensors, _digest(about, tensors))
+            written.result()
+        file.seek(0)
+        file.write(head)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Policy:
@@ -201,7 +211,7 @@ class Policy:
         Raises:
             PolicyFileError: the bytes are cut short, altered, or of another format; says which.
         """
-        about = _read_about(data)
+        about, _, _ = _read_head(data)
         tensors = _read_tensors(data)
         digest = about.pop("digest", None)
         if digest != _digest(about, tensors):
@@ -209,21 +219,21 @@ class Policy:
         return cls._of(about, tensors)
 
     @classmethod
-    def mapped(cls, path: Path) -> Policy:
-        """The policy of a file that this machine wrote: read in place, shared with all who map it.
+    def mapped(cls, file: int) -> Policy:
+        """The policy of an open file that this machine wrote: read in place, shared with all who map it.
 
-        Its digest is not looked at, which would mean to read all of it.
+        Its digest is not looked at, which would mean to read all of it. The file may be closed afterwards.
 
         Raises:
             OSError: it cannot be read.
             PolicyFileError: it is cut short, or of another format; says which.
         """
-        with path.open("rb") as file:
-            try:
-                data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            except ValueError as error:
-                raise PolicyFileError(f"policy file: {error}") from error
-        return cls._of(_read_about(data), _map_tensors(data))
+        try:
+            data = mmap.mmap(file, 0, access=mmap.ACCESS_READ)
+        except ValueError as error:
+            raise PolicyFileError(f"policy file: {error}") from error
+        about, tensors, start = _read_head(data)
+        return cls._of(about, _map_tensors(data, tensors, start))
 
     @classmethod
     def _of(cls, about: dict[str, Any], tensors: dict[str, Float32]) -> Policy:
@@ -248,7 +258,7 @@ class Policy:
             "version": str(self.version),
             "learned_through": self.learned_through,
             "fingerprint": self.fingerprint,
-            "spec": json.loads(self.spec.to_json()),
+            "spec": asdict(self.spec),
             "exploration": asdict(self.exploration),
             "updates": self.updates,
         }
@@ -288,13 +298,29 @@ def _digest(about: dict[str, Any], tensors: dict[str, Float32]) -> str:
     return state.hexdigest()
 
 
-def _read_about(data: bytes | mmap.mmap) -> dict[str, Any]:
-    """The "turnwise" metadata. The library hands out tensors only, so the header is read here."""
+def _head(about: dict[str, Any], tensors: dict[str, Float32], digest: str) -> bytes:
+    """What comes before the parameters; as long with any digest."""
+    header: dict[str, Any] = {"__metadata__": {_KEY: _canonical({**about, "digest": digest})}}
+    at = 0
+    for name, tensor in tensors.items():
+        offsets = [at, at := at + tensor.nbytes]
+        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": offsets}
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    return len(head).to_bytes(8, "little") + head
+
+
+def _read_head(data: bytes | mmap.mmap) -> tuple[dict[str, Any], dict[str, Any], int]:
+    """The "turnwise" metadata, what is said of each parameter, and where the first one begins.
+
+    The library hands out tensors only, so the header is read here.
+    """
     length = int.from_bytes(data[:8], "little")
     if len(data) < 8 or length > len(data) - 8:
         raise PolicyFileError(f"policy file: got {len(data)} bytes, fewer than its header says: cut short?")
     try:
-        about = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][_KEY])
+        header = json.loads(data[8 : 8 + length])
+        about = json.loads(header.pop("__metadata__")[_KEY])
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise PolicyFileError(
             f"policy file: no readable {_KEY!r} metadata in its header: {error!r}"
@@ -302,7 +328,7 @@ def _read_about(data: bytes | mmap.mmap) -> dict[str, Any]:
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         got = about.get("format") if isinstance(about, dict) else about
         raise PolicyFileError(f"policy file: got format {got!r:.80}; wanted {FORMAT}")
-    return about
+    return about, header, 8 + length
 
 
 def _read_tensors(data: bytes) -> dict[str, Float32]:
@@ -319,14 +345,11 @@ def _read_tensor(name: str, tensor: dict[str, Any]) -> Float32:
     return np.frombuffer(tensor["data"], "<f4").reshape(tensor["shape"]).astype(np.float32, copy=False)
 
 
-def _map_tensors(data: mmap.mmap) -> dict[str, Float32]:
+def _map_tensors(data: mmap.mmap, described: dict[str, Any], start: int) -> dict[str, Float32]:
     """Views of a file's parameters; the library only makes copies."""
-    start = 8 + int.from_bytes(data[:8], "little")
     tensors = {}
     try:
-        for name, tensor in json.loads(data[8:start]).items():
-            if name == "__metadata__":
-                continue
+        for name, tensor in described.items():
             if tensor["dtype"] != "F32":
                 raise PolicyFileError(f"policy file: {name}: got {tensor['dtype']}; wanted F32")
             begin, end = tensor["data_offsets"]

@@ -131,5 +131,6 @@ def _candidates(folder: Path) -> list[Path]:
     latest = folder / "LATEST"
     if not latest.exists():
         return by_version
-    named = folder / latest.read_text().strip()
+    # A link, or as it once was a file with the name in it.
+    named = folder / (latest.readlink() if latest.is_symlink() else latest.read_text().strip())
     return [named, *(path for path in by_version if path != named)]

@@ -109,9 +109,9 @@ class TurnwiseDQNModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI, QNetA
     # Parameters under the names of NetworkSpec.parameter_shapes().
 
     def policy_parameters(self) -> dict[str, np.ndarray]:
-        """The online network as an actor wants it: name -> <float32> array, copied."""
+        """The online network as an actor wants it: name -> <float32> array, which the next update changes."""
         named = {**dict(self.encoder.named_parameters()), **_prefixed("head", self.head)}
-        return {name: p.detach().cpu().numpy().copy() for name, p in named.items()}
+        return {name: p.detach().cpu().numpy() for name, p in named.items()}
 
 
 def _q_values(encoder: HiddenLayers, head: nn.Linear, x: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,22 @@ def test_a_policy_survives_its_file_bit_for_bit() -> None:
     assert again.to_bytes() == DATA
     obs = np.ones((2, 2), np.float32)
     assert np.array_equal(again.network.q_values(obs), POLICY.network.q_values(obs))
+
+
+def test_a_big_policy_survives_its_file_bit_for_bit() -> None:
+    big = initial_policy(DOMAIN, NetworkSpec(1100, 2, (1100,)), seed=1)
+    data = big.to_bytes()
+    assert len(data) > 4 << 20
+    again = Policy.from_bytes(data)  # its digest fits
+    assert all((again.parameters[name] == value).all() for name, value in big.parameters.items())
+    assert safetensors.numpy.load(data).keys() == big.parameters.keys()
+
+
+@pytest.mark.parametrize("units", [3, 1100])
+def test_a_policy_that_finds_no_room_says_so(units: int) -> None:
+    policy = initial_policy(DOMAIN, NetworkSpec(1100, 2, (units,)))
+    with Path("/dev/full").open("wb", buffering=0) as full, pytest.raises(OSError, match="No space"):
+        policy.write(full)
 
 
 def test_other_tools_can_read_the_tensors() -> None:
@@ -146,6 +163,12 @@ def test_parameters_that_are_not_finite_are_not_written() -> None:
     parameters = {**POLICY.parameters, "head.bias": np.array([0.0, np.nan], np.float32)}
     with pytest.raises(ValueError, match=r"head\.bias"):
         dataclasses.replace(POLICY, parameters=parameters).to_bytes()
+
+
+def test_large_numbers_are_finite() -> None:
+    large = {**POLICY.parameters, "head.bias": np.array([3e38, -3e38], np.float32)}
+    policy = dataclasses.replace(POLICY, parameters=large)
+    assert same(Policy.from_bytes(policy.to_bytes()), policy)
 
 
 def test_parameters_in_another_memory_order_are_written_alike() -> None:

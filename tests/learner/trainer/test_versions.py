@@ -4,7 +4,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from turnwise_actor.policy import Domain, Exploration, Policy, PolicyVersion, initial_policy, policy_files
+from turnwise_actor.policy import (
+    Domain,
+    Exploration,
+    Policy,
+    PolicyVersion,
+    initial_policy,
+    policy_files,
+)
+from turnwise_learner.service.broadcast import newest_policy
 from turnwise_learner.trainer.versions import VersionFolder
 
 DOMAIN = Domain.load(Path(__file__).parents[3] / "examples/quickstart/domain.yaml")
@@ -40,3 +48,26 @@ def test_the_oldest_files_go_first_by_version_not_by_name(tmp_path: Path) -> Non
         folder.publish(algorithm(), Exploration())
     VersionFolder(tmp_path, DOMAIN.fingerprint, 2, keep=3).publish(algorithm(), Exploration())
     assert [str(version) for version in policy_files(tmp_path)] == ["1.10", "1.11", "2.1"]
+
+
+def test_latest_leads_to_the_newest(tmp_path: Path) -> None:
+    folder = VersionFolder(tmp_path, DOMAIN.fingerprint, 1)
+    (tmp_path / "LATEST").write_text("1.0.safetensors")  # as it once was
+    for number in (1, 2):
+        folder.publish(algorithm(), Exploration())
+        newest = newest_policy(tmp_path, DOMAIN.fingerprint)
+        assert newest is not None
+        assert (
+            newest[0] == tmp_path / f"1.{number}.safetensors" == tmp_path / (tmp_path / "LATEST").readlink()
+        )
+        assert newest[1].version.number == number
+
+
+def test_big_policies_are_fewer(tmp_path: Path) -> None:
+    size = initial_policy(DOMAIN).spec.parameter_count * 4
+    for keep_bytes, kept in ((7 * size, 7), (2 * size, 5)):
+        folder = VersionFolder(tmp_path, DOMAIN.fingerprint, 1, keep_bytes=keep_bytes)
+        for _ in range(9):
+            last = folder.publish(algorithm(), Exploration())
+        assert len(policy_files(tmp_path)) == kept
+        assert last.exists()

@@ -1,10 +1,10 @@
 """What a new policy every tenth of a second does to the slow end of the answers' times.
 
 The versions come from the trainer of a live deployment, on the way that all of them take; it publishes one
-whenever it is told to explore otherwise, and has nothing to learn meanwhile. Two actors are asked in turn:
-one of the deployment's, which takes each version, and one beside them whose policy is newer than all that
-come, so that it is told of none. What the latter's answers wait for is the processor: trainer, service and
-other actors work at every version. What the former's wait for beyond that is the swap.
+whenever it is told to explore otherwise, and has nothing to learn meanwhile. Two actors beside the
+deployment's, started alike, are asked in turn: one takes each version; the other's policy is newer than all
+that come, so that it is told of none. What the latter's answers wait for is the processor: trainer, service
+and other actors work at every version. What the former's wait for beyond that is the swap.
 """
 
 import asyncio
@@ -56,10 +56,8 @@ async def measure_swaps(up: LocalDeployment, folder: Path, rounds: int, seconds:
     sides = {name: Answers() for name in ("quiet", "swapping", "unmoved_quiet", "unmoved")}
     await read_by_the_trainer(up)
     async with AsyncExitStack() as stack:
-        unmoved = stack.enter_context(unmoved_actor(up, folder))
-        moved, still = [
-            await stack.enter_async_context(turnwise.AsyncClient(actor)) for actor in (up.actors[0], unmoved)
-        ]
+        actors = stack.enter_context(two_actors(up, folder))
+        moved, still = [await stack.enter_async_context(turnwise.AsyncClient(actor)) for actor in actors]
         for bot in (moved, still):
             await talk(bot, Answers(), 1.0)  # streams and dialogues begin
         for _ in range(rounds):
@@ -82,14 +80,19 @@ def delays_p99_ms(sides: Mapping[str, Answers]) -> dict[str, float]:
 
 
 @contextmanager
-def unmoved_actor(up: LocalDeployment, folder: Path) -> Iterator[str]:
-    """The address of one that never swaps, beside those of the deployment."""
+def two_actors(up: LocalDeployment, folder: Path) -> Iterator[tuple[str, str]]:
+    """Addresses of one that swaps and of one that never does."""
     domain = up.config.domain
     newest = replace(initial_policy(Domain.load(domain)), version=PolicyVersion((1 << 32) - 1, 0))
     policy = folder / "newest.safetensors"
     policy.write_bytes(newest.to_bytes())
-    with fresh_actor(up, domain, up.learner, folder / "unmoved", "--policy", str(policy)) as (address, _):
-        yield address
+    initial = folder / "initial.safetensors"
+    initial.write_bytes(replace(newest, version=PolicyVersion(0, 0)).to_bytes())
+    with (
+        fresh_actor(up, domain, up.learner, folder / "moved", "--policy", str(initial)) as (moved, _),
+        fresh_actor(up, domain, up.learner, folder / "unmoved", "--policy", str(policy)) as (unmoved, _),
+    ):
+        yield moved, unmoved
 
 
 async def talk(bot: turnwise.AsyncClient, answers: Answers, seconds: float) -> None:

@@ -247,8 +247,8 @@ class TurnwiseDQN(DQN):
                 changes = self.env_runner.sample(wait_s=self.idle_wait_s)
         with self.metrics.log_time((TIMERS, REPLAY_BUFFER_ADD_DATA_TIMER)):
             through = self.env_runner.handed_out_through if changes else 0
+            self.replay.apply_all(changes)
             for change in changes:
-                self.replay.apply(change.records, change.lesson)
                 self.pacer.grant(min(change.cursor, through), change.lesson, change.unrated_turn)
             if changes:
                 self.pacer.grant(through, lesson=False, unrated_turn=False)

@@ -192,7 +192,7 @@ class Encoder:
         elif features.shape != (self._features,):
             got = f"{features.size}" if features.ndim == 1 else f"shape {features.shape}"
             violations.append(FieldViolation("observation.features", got, wanted))
-        elif not (sound := np.abs(features) <= MAX_FEATURE).all():
+        elif np.count_nonzero(sound := np.abs(features) <= MAX_FEATURE) < features.size:
             for index in np.flatnonzero(~sound):
                 where, got = f"observation.features[{index}]", f"{features[index]:g}"
                 violations.append(FieldViolation(where, got, _FEATURE_WANTED))

@@ -322,6 +322,8 @@ class TurnReplay(Checkpointable):
 
     def _prioritise(self) -> None:
         """Rows with something new to learn get the highest priority; rows with nothing get none."""
+        if not self._touched:
+            return
         rows = np.fromiter(self._touched, np.int64, len(self._touched))
         fresh = np.fromiter((row in self._fresh for row in self._touched), bool, len(rows))
         self._fresh -= self._touched

@@ -43,8 +43,8 @@ EXPLORATION = "exploration"
 
 _STEPS_A_RESULT = 50
 _FACTS_BESIDE_UPDATES = 256
-"""Facts taken in between two bursts of updates: about as much work as the updates. More, and a busy journal
-would leave no time to learn from it; fewer, and it would run away."""
+"""Facts taken in between two bursts of updates: about half as much work as the updates. More, and a busy
+journal would leave little time to learn from it; fewer, and it would run away."""
 
 _NAMES = {"batch_size": "train_batch_size_per_learner"}
 _NETWORK_FIELDS = {"hidden", "activation", "layer_norm"}

@@ -8,7 +8,7 @@ import asyncio
 import itertools
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ class MemoryFeed:
     journal_id = "memory"
 
     def __init__(self, domain: Domain) -> None:
-        self._assembler = Assembler(domain, self._of_dialogue, lambda fingerprint: None)
+        self._assembler = Assembler(domain, self._of_dialogues, lambda fingerprint: None)
         self._rows: list[Row] = []
 
     def add(self, dialogue_id: str, **kind: Any) -> None:
@@ -62,8 +62,8 @@ class MemoryFeed:
         """All changes after the cursor; never waits."""
         return self._assembler.assemble(self._rows[cursor:])
 
-    def _of_dialogue(self, dialogue_id: str, through: int) -> list[Row]:
-        return [row for row in self._rows[:through] if row.dialogue_id == dialogue_id]
+    def _of_dialogues(self, dialogue_ids: Collection[str], through: int) -> list[Row]:
+        return [row for row in self._rows[:through] if row.dialogue_id in dialogue_ids]
 
 
 class OfflinePupil:

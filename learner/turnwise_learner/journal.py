@@ -9,13 +9,17 @@ import json
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from turnwise.v1 import training_pb2
 
 SCHEMA = 1
+
+_DIALOGUES_A_QUERY = 256
+"""SQLite before 3.32 takes 999 parameters."""
 
 STARTED, DECIDED, DELIVERED, FEEDBACK, ENDED = 1, 2, 3, 4, 5
 
@@ -74,8 +78,7 @@ def read_meta(connection: sqlite3.Connection) -> dict[str, str]:
     return meta
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One fact as it lies in the journal."""
 
     seq: int
@@ -134,9 +137,16 @@ class JournalReader:
         """At most `limit` facts after `cursor`, in journal order."""
         return self._rows("WHERE seq > ? ORDER BY seq LIMIT ?", (cursor, limit))
 
-    def dialogue(self, dialogue_id: str, through_seq: int) -> list[Row]:
-        """All facts of a dialogue up to `through_seq`, itself included, in journal order."""
-        return self._rows("WHERE dialogue_id = ? AND seq <= ? ORDER BY seq", (dialogue_id, through_seq))
+    def dialogues(self, dialogue_ids: Sequence[str], through_seq: int) -> Iterator[Row]:
+        """All facts of these dialogues up to `through_seq`, itself included; of each in journal order."""
+        for at in range(0, len(dialogue_ids), _DIALOGUES_A_QUERY):
+            some = dialogue_ids[at : at + _DIALOGUES_A_QUERY]
+            # No dialogue is called "". Few lengths, so that SQLite keeps what it has made of each.
+            padded = [*some, *[""] * (-len(some) % 16)]
+            places = ",".join("?" * len(padded))
+            # Left to itself, SQLite might go through the whole journal, whose order is asked for.
+            where = f"INDEXED BY facts_by_dialogue WHERE dialogue_id IN ({places}) AND seq <= ? ORDER BY seq"
+            yield from self._rows(where, (*padded, through_seq))
 
     def domain(self, fingerprint: str) -> str | None:
         """The JSON of a domain that this journal has been written under; None if it never was."""

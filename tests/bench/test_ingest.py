@@ -95,7 +95,7 @@ async def test_every_rated_turn_is_a_lesson(
     facts: Facts, stream: FactStream, reader: JournalReader, domain_file: Path
 ) -> None:
     await stream.deliver(batches(facts.rated_turns(20)))
-    assembler = Assembler(Domain.load(domain_file), reader.dialogue, reader.domain)
+    assembler = Assembler(Domain.load(domain_file), reader.dialogues, reader.domain)
     changes = assembler.assemble(reader.read_after(0))
     assert [change.lesson for change in changes] == [False, True] * 20
 

@@ -11,7 +11,7 @@ import json
 import struct
 import tempfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -247,10 +247,10 @@ def journaled_facts(wild: Wild) -> bytes:
             kind = KINDS[fact.WhichOneof("kind") or ""]
             rows.append(Row(len(rows) + 1, fact.dialogue_id, kind, fact.time_ms, fact, ""))
 
-    def of_dialogue(name: str, through: int) -> list[Row]:
-        return [row for row in rows if row.dialogue_id == name and row.seq <= through]
+    def of_dialogues(names: Collection[str], through: int) -> list[Row]:
+        return [row for row in rows if row.dialogue_id in names and row.seq <= through]
 
-    assembler = Assembler(DOMAIN, of_dialogue, lambda _: None)
+    assembler = Assembler(DOMAIN, of_dialogues, lambda _: None)
     replay = TurnReplay(Encoder(DOMAIN).size, 3, 0.9, 3, ReplayConfig(capacity_turns=64))
     for change in assembler.assemble(rows):
         replay.apply(change.records, change.lesson)

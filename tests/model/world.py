@@ -121,8 +121,7 @@ class Learner:
 
     def train(self) -> None:
         """Takes in what the journal has, as TurnwiseDQN does between updates."""
-        for change in self.runner.sample():
-            self.replay.apply(change.records, change.lesson)
+        self.replay.apply_all(self.runner.sample())
 
     @property
     def counters(self) -> dict[str, int]:

@@ -43,8 +43,8 @@ EXPLORATION = "exploration"
 
 _STEPS_A_RESULT = 50
 _FACTS_BESIDE_UPDATES = 256
-"""Facts taken in between two bursts of updates: about as much work as the updates. More, and a busy journal
-would leave no time to learn from it; fewer, and it would run away."""
+"""Facts taken in between two bursts of updates: about half as much work as the updates. More, and a busy
+journal would leave little time to learn from it; fewer, and it would run away."""
 
 _NAMES = {"batch_size": "train_batch_size_per_learner"}
 _NETWORK_FIELDS = {"hidden", "activation", "layer_norm"}
@@ -247,8 +247,8 @@ class TurnwiseDQN(DQN):
                 changes = self.env_runner.sample(wait_s=self.idle_wait_s)
         with self.metrics.log_time((TIMERS, REPLAY_BUFFER_ADD_DATA_TIMER)):
             through = self.env_runner.handed_out_through if changes else 0
+            self.replay.apply_all(changes)
             for change in changes:
-                self.replay.apply(change.records, change.lesson)
                 self.pacer.grant(min(change.cursor, through), change.lesson, change.unrated_turn)
             if changes:
                 self.pacer.grant(through, lesson=False, unrated_turn=False)

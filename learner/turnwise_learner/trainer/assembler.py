@@ -8,9 +8,10 @@ The rules are those of docs/semantics.md.
 from __future__ import annotations
 
 import sys
-from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, replace
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +23,8 @@ from turnwise_learner.trainer.turns import Change, Correction, TurnRecord
 _LAST = ":last"
 """Suffix of the id under which a truncated dialogue's last state lies in replay."""
 
+_CACHED_MASKS = 1024
+
 _LEARNED_MODES = {dialogue_pb2.MODE_UNSPECIFIED, dialogue_pb2.TEACH, dialogue_pb2.SERVE, dialogue_pb2.SHADOW}
 
 
@@ -30,7 +33,7 @@ class Assembler:
 
     Args:
         domain: The domain in force; facts of its ancestors are read through action ids and slot names.
-        load: `(dialogue_id, through_seq) -> rows`, from the journal.
+        load: `(dialogue_ids, through_seq) -> rows` of these dialogues in journal order, from the journal.
         domain_json: `(fingerprint) -> JSON or None`, the domains that the journal was written under.
         max_dialogues: Dialogues kept folded in memory; the others are folded again when they speak.
     """
@@ -38,7 +41,7 @@ class Assembler:
     def __init__(
         self,
         domain: Domain,
-        load: Callable[[str, int], list[Row]],
+        load: Callable[[Sequence[str], int], Iterable[Row]],
         domain_json: Callable[[str], str | None],
         max_dialogues: int = 10_000,
     ) -> None:
@@ -47,20 +50,26 @@ class Assembler:
         self._max_dialogues = max_dialogues
         self._folds: OrderedDict[str, DialogueFold] = OrderedDict()
 
-    def assemble(self, rows: Iterable[Row]) -> list[Change]:
+    def assemble(self, rows: Sequence[Row]) -> list[Change]:
         """One change a row, in journal order; `rows` follow those of the call before."""
-        return [self._fold(row).add(row) for row in rows]
-
-    def _fold(self, row: Row) -> DialogueFold:
-        fold = self._folds.pop(row.dialogue_id, None)
-        if fold is None:
-            fold = DialogueFold(self._reader)
-            for earlier in self._load(row.dialogue_id, row.seq - 1):
-                fold.add(earlier, encode=False)
-        self._folds[row.dialogue_id] = fold
-        if len(self._folds) > self._max_dialogues:
+        self._recall(rows)
+        changes = [self._folds[row.dialogue_id].add(row) for row in rows]
+        while len(self._folds) > self._max_dialogues:
             self._folds.popitem(last=False)
-        return fold
+        return changes
+
+    def _recall(self, rows: Sequence[Row]) -> None:
+        """Has the dialogues of these rows folded; one look at the journal for all that are not in memory."""
+        recalled: dict[str, DialogueFold] = {}
+        for dialogue_id in {row.dialogue_id: None for row in rows}:
+            if dialogue_id in self._folds:
+                self._folds.move_to_end(dialogue_id)
+            else:
+                recalled[dialogue_id] = DialogueFold(self._reader)
+        if recalled:
+            for earlier in self._load(list(recalled), rows[0].seq - 1):
+                recalled[earlier.dialogue_id].add(earlier, encode=False)
+            self._folds.update(recalled)
 
 
 class FactReader:
@@ -71,8 +80,13 @@ class FactReader:
         self._domain_json = domain_json
         self._encoder = Encoder(domain)
         self._actions_of: dict[str, tuple[str, ...] | None] = {domain.fingerprint: domain.action_ids}
-        self._all_allowed = np.ones(len(domain.action_ids), bool)
-        self._all_allowed.flags.writeable = False
+        self.all_allowed = np.ones(len(domain.action_ids), bool)
+        self.all_allowed.flags.writeable = False
+        self._allowed_by: dict[tuple[bytes, str], np.ndarray] = {}
+        self.gamma = domain.gamma
+        self.wait_ms = int(domain.rewards.wait_s * 1000)
+        skipped = domain.unrated_rule == "skip"
+        self.unrated_reward = None if skipped else domain.per_turn_scaled
 
     def encode(self, observation: dialogue_pb2.Observation, history: Iterable[str]) -> np.ndarray:
         """<float32>[D].
@@ -80,9 +94,7 @@ class FactReader:
         Raises:
             EncodingError: The observation is of a domain whose state this one does not contain.
         """
-        raw = raw_observation(observation)
-        self._encoder.validate(raw)
-        return self._encoder.encode(raw, tuple(history))
+        return self._encoder.encode(raw_observation(observation), tuple(history))
 
     def action(self, action_id: str) -> int:
         """Index in the domain in force; -1: it has no such action."""
@@ -94,13 +106,25 @@ class FactReader:
         return self.domain.scale_reward(min(max(reward, low), high))
 
     def allowed(self, mask: bytes, fingerprint: str) -> np.ndarray:
-        """<bool>[A]; all where the fact says nothing or its domain is not known."""
+        """<bool>[A], read only; all where the fact says nothing or its domain is not known."""
+        if not mask:
+            return self.all_allowed
+        allowed = self._allowed_by.get((mask, fingerprint))
+        if allowed is None:
+            if len(self._allowed_by) >= _CACHED_MASKS:
+                self._allowed_by.clear()
+            allowed = self._allowed_by[mask, fingerprint] = self._read_mask(mask, fingerprint)
+        return allowed
+
+    def _read_mask(self, mask: bytes, fingerprint: str) -> np.ndarray:
         actions = self._actions(fingerprint)
-        if not mask or actions is None:
-            return self._all_allowed
+        if actions is None:
+            return self.all_allowed
         bits = np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little")
         named = {action for action, bit in zip(actions, bits, strict=False) if bit}
-        return np.array([action in named for action in self.domain.action_ids])
+        allowed = np.array([action in named for action in self.domain.action_ids])
+        allowed.flags.writeable = False
+        return allowed
 
     def _actions(self, fingerprint: str) -> tuple[str, ...] | None:
         if fingerprint not in self._actions_of:
@@ -134,7 +158,7 @@ class _Decision:
 
     parent_id: str
     index: int
-    action: str
+    action: int
     allowed: bytes
     domain_fingerprint: str
     time_ms: int
@@ -152,17 +176,37 @@ class _Live:
 _NOT_RATED = _Live()
 
 
-@dataclass(slots=True)
-class _Told:
+_Rating = tuple[float | None, tuple[Correction, ...]]
+_UNRATED: _Rating = (None, ())
+
+
+class _Told(NamedTuple):
     """What replay was told last of a decision."""
 
-    record: TurnRecord
-    rating: tuple[float | None, tuple[Correction, ...]] = (None, ())
-    confirmed: bool = False
+    truth: tuple[Any, ...]
+    """The fields of TurnRecord from `action` on."""
+    rating: _Rating
+    confirmed: bool
+
+
+_NOTHING = _Told((), _UNRATED, False)
 
 
 class DialogueFold:
     """The facts of one dialogue, and what replay has been told of them."""
+
+    __slots__ = (
+        "_children",
+        "_confirmed",
+        "_decided",
+        "_delivered",
+        "_due_ms",
+        "_ends",
+        "_feedback",
+        "_reader",
+        "_told",
+        "_unlearnable",
+    )
 
     def __init__(self, reader: FactReader) -> None:
         self._reader = reader
@@ -179,33 +223,45 @@ class DialogueFold:
 
     def add(self, row: Row, encode: bool = True) -> Change:
         """What this fact changes. `encode=False`: the facts before were told already, only fold them."""
-        counters: Counter[str] = Counter()
+        counters: dict[str, int] = {}
         touched = self._apply(row.fact, counters)
         records: list[TurnRecord] = []
         lesson = unrated = False
+        turns = rated_turns = 0
         for decision_id in touched:
+            now = self._truth_of(decision_id)
             told = self._told.get(decision_id)
-            # Of a decision that was not told before, this is the fact.
-            new = self._tell(decision_id, row.fact.decided if encode and told is None else None, counters)
-            if new is None:
+            if now is None or now == told:
                 continue
-            self._told[decision_id] = new
-            lesson |= new.rating != (told.rating if told else (None, ()))
-            first_met = new.confirmed and not (told and told.confirmed)
-            unrated |= first_met and new.rating == (None, ()) and new.record.reward is not None
-            counters["turns"] += first_met
-            counters["rated_turns"] += _is_rated(new) - _is_rated(told)
-            if told is None or not new.record.says_the_same(told.record):
-                records.append(new.record)
-            if new.record.obs is not None:  # it is as large as all else that is kept of a dialogue
-                new.record = replace(new.record, obs=None)
-        records += self._last_states(touched, encode)
-        self._wait_for(touched)
-        return Change(row.seq, tuple(records), lesson, unrated, self._due_ms, _nonzero(counters))
+            obs = None
+            if told is None:
+                told = _NOTHING
+                # Of a decision that was not told before, this is the fact.
+                if encode and (obs := self._encode(row.fact.decided)) is None:
+                    _count(counters, "state_not_in_domain")
+                    self._unlearnable.add(decision_id)
+                    continue
+            self._told[decision_id] = now
+            lesson |= now.rating != told.rating
+            first_met = now.confirmed and not told.confirmed
+            unrated |= first_met and now.rating == _UNRATED and now.truth[1] is not None
+            turns += first_met
+            rated_turns += (now.rating != _UNRATED) - (told.rating != _UNRATED)
+            if now.truth != told.truth:
+                decided = self._decided[decision_id]
+                allowed = self._reader.allowed(decided.allowed, decided.domain_fingerprint)
+                records.append(TurnRecord(decision_id, obs, allowed, *now.truth))
+        _count(counters, "turns", turns)
+        _count(counters, "rated_turns", rated_turns)
+        if self._ends:
+            records += self._last_states(touched, encode)
+        if self._reader.wait_ms:
+            self._wait_for(touched)
+        return Change(row.seq, tuple(records), lesson, unrated, self._due_ms, counters)
 
     # Folding
 
-    def _apply(self, fact: training_pb2.Fact, counters: Counter[str]) -> list[str]:
+    def _apply(self, fact: training_pb2.Fact, counters: dict[str, int]) -> list[str]:
         """Takes the fact in; returns the decisions about which something may have changed."""
         kind = fact.WhichOneof("kind")
         if kind == "decided":
@@ -219,89 +275,88 @@ class DialogueFold:
             self._feedback[feedback.decision_id].append(feedback)
             if feedback.decision_id:
                 return self._confirm(feedback.decision_id, counters)
-            counters["dialogue_feedback"] += 1
-            counters["dialogue_feedback_not_learned"] += self._reader.domain.gamma == 0 and feedback.HasField(
-                "reward"
-            )
+            _count(counters, "dialogue_feedback")
+            if self._reader.gamma == 0 and feedback.HasField("reward"):
+                _count(counters, "dialogue_feedback_not_learned")
             return list(self._ends)
         if kind == "ended":
-            counters["ended"] += not self._ends
+            _count(counters, "ended", not self._ends)
             self._ends[fact.ended.decision_id] = fact
             touched = self._confirm(fact.ended.decision_id, counters) if fact.ended.decision_id else []
             return [*touched, *self._ends]
         return []
 
     def _apply_decided(
-        self, decided: training_pb2.Decided, time_ms: int, counters: Counter[str]
+        self, decided: training_pb2.Decided, time_ms: int, counters: dict[str, int]
     ) -> list[str]:
         name, parent = decided.decision_id, decided.parent_id
-        if decided.mode not in _LEARNED_MODES or not decided.recorded:
-            counters["evaluated" if decided.recorded else "unrecorded"] += 1
+        recorded = decided.recorded
+        if decided.mode not in _LEARNED_MODES or not recorded:
+            _count(counters, "evaluated" if recorded else "unrecorded")
             self._unlearnable.add(name)
         self._decided[name] = _Decision(
             parent,
             decided.index,
-            sys.intern(decided.action),
+            self._reader.action(decided.action),
             decided.allowed,
             sys.intern(decided.domain_fingerprint),
             time_ms,
         )
         touched = [name]
         if parent:
-            counters["forks"] += name in self._confirmed and self._has_met_child(parent)
+            _count(counters, "forks", name in self._confirmed and self._has_met_child(parent))
             self._children[parent].append(name)
             touched += self._confirm(parent, counters)
         if name in self._ends:
             touched += self._ends
         return touched
 
-    def _confirm(self, decision_id: str, counters: Counter[str]) -> list[str]:
+    def _confirm(self, decision_id: str, counters: dict[str, int]) -> list[str]:
         """A decision that the person really met; its parent's successor may be another one now."""
+        if decision_id in self._confirmed:
+            return [decision_id]
         decided = self._decided.get(decision_id)
         parent = decided.parent_id if decided else ""
-        if decision_id not in self._confirmed:
-            counters["forks"] += self._has_met_child(parent)
-            self._confirmed.add(decision_id)
-        return [decision_id, parent] if parent else [decision_id]
+        _count(counters, "forks", self._has_met_child(parent))
+        self._confirmed.add(decision_id)
+        # An only child was the successor before, unless the dialogue had ended.
+        if parent and (len(self._children[parent]) > 1 or parent in self._ends):
+            return [decision_id, parent]
+        return [decision_id]
 
     def _has_met_child(self, parent: str) -> bool:
         return bool(parent) and any(child in self._confirmed for child in self._children[parent])
 
     # Telling
 
-    def _tell(
-        self, decision_id: str, fact: training_pb2.Decided | None, counters: Counter[str]
-    ) -> _Told | None:
-        """`fact`: the observation is to be told too."""
+    def _encode(self, decided: training_pb2.Decided) -> np.ndarray | None:
+        """<float32>[D]; None: the domain does not contain such a state."""
+        try:
+            return self._reader.encode(decided.observation, decided.history)
+        except EncodingError:
+            return None
+
+    def _truth_of(self, decision_id: str) -> _Told | None:
+        """What replay is to be told of a decision; None: nothing."""
         decided = self._decided.get(decision_id)
         if decided is None or decision_id in self._unlearnable:
             return None
-        obs = None
-        if fact is not None:
-            try:
-                obs = self._reader.encode(fact.observation, fact.history)
-            except EncodingError:
-                counters["state_not_in_domain"] += 1
-                self._unlearnable.add(decision_id)
-                return None
-        live = self._live_feedback(decision_id)
+        live = self._live_feedback(decision_id) if self._feedback else _NOT_RATED
         confirmed = decision_id in self._confirmed
         action, as_decided = self._action(decision_id, decided, confirmed)
         reward = self._reward(live) if action >= 0 else None
         successor = self._successor(decision_id)
-        record = TurnRecord(
-            decision_id=decision_id,
-            obs=obs,
-            allowed=self._reader.allowed(decided.allowed, decided.domain_fingerprint),
-            action=action,
-            reward=reward,
-            successor=successor,
-            terminated=not successor and self._terminates(decision_id),
-            breaks_return=reward is None or not as_decided or bool(live.corrections),
-            corrections=live.corrections,
-            rated_ms=live.rated_ms,
+        corrections = live.corrections
+        truth = (
+            action,
+            reward,
+            successor,
+            not successor and self._terminates(decision_id),
+            reward is None or not as_decided or bool(corrections),
+            corrections,
+            live.rated_ms,
         )
-        return _Told(record, (live.reward, live.corrections), confirmed)
+        return _Told(truth, (live.reward, corrections), confirmed)
 
     def _action(self, decision_id: str, decided: _Decision, confirmed: bool) -> tuple[int, bool]:
         """The action that went out (-1: none), and whether it is the decided one."""
@@ -310,21 +365,19 @@ class DialogueFold:
             return -1, False
         if fact is not None and fact.delivered.how == training_pb2.Delivered.OVERRIDDEN:
             return self._reader.action(fact.delivered.action), False
-        return (self._reader.action(decided.action) if confirmed else -1), True
+        return (decided.action if confirmed else -1), True
 
     def _reward(self, live: _Live) -> float | None:
-        domain = self._reader.domain
-        if live.reward is None:
-            if live.corrections or domain.unrated_rule == "skip":
-                return None
-            return domain.per_turn_scaled
-        return live.reward + domain.per_turn_scaled
+        if live.reward is not None:
+            return live.reward + self._reader.domain.per_turn_scaled
+        return None if live.corrections else self._reader.unrated_reward
 
     def _live_feedback(self, decision_id: str) -> _Live:
         own = self._live(self._feedback.get(decision_id, ()))
-        if self._reader.domain.gamma == 0 or decision_id != self._last_turn():
+        of_dialogue = self._feedback.get("")
+        if not of_dialogue or self._reader.gamma == 0 or decision_id != self._last_turn():
             return own
-        whole = self._live(self._feedback.get("", ()))
+        whole = self._live(of_dialogue)
         if whole.reward is None:
             return own
         return _Live((own.reward or 0.0) + whole.reward, max(own.rated_ms, whole.rated_ms), own.corrections)
@@ -356,9 +409,9 @@ class DialogueFold:
 
     def _successor(self, decision_id: str) -> str:
         """The first confirmed child; else the newest, unless the end came after it; else a last state."""
-        children = sorted(
-            self._children.get(decision_id, ()), key=lambda child: (self._decided[child].time_ms, child)
-        )
+        children = self._children.get(decision_id, [])
+        if len(children) > 1:
+            children = sorted(children, key=lambda child: (self._decided[child].time_ms, child))
         for child in children:
             if child in self._confirmed:
                 return child
@@ -372,7 +425,8 @@ class DialogueFold:
         records = []
         for decision_id in touched:
             end = self._ends.get(decision_id)
-            if end is None or not _has_last_state(end.ended) or decision_id + _LAST in self._told:
+            last = decision_id + _LAST
+            if end is None or not _has_last_state(end.ended) or last in self._told:
                 continue
             if decision_id not in self._decided or decision_id in self._unlearnable:
                 continue
@@ -380,10 +434,8 @@ class DialogueFold:
                 obs = self._reader.encode(end.ended.last_state, end.ended.history)
             except EncodingError:
                 continue
-            allowed = np.ones(len(self._reader.domain.action_ids), bool)
-            record = TurnRecord(decision_id + _LAST, obs, allowed, action=-1, reward=None)
-            self._told[record.decision_id] = _Told(replace(record, obs=None))
-            records.append(record)
+            self._told[last] = _NOTHING
+            records.append(TurnRecord(last, obs, self._reader.all_allowed, action=-1, reward=None))
         return records if encode else []
 
     def _last_turn(self) -> str:
@@ -396,11 +448,9 @@ class DialogueFold:
 
     def _wait_for(self, touched: list[str]) -> None:
         """Moves the time from which this is learned on; never back: a later truth must not be overtaken."""
-        wait_ms = int(self._reader.domain.rewards.wait_s * 1000)
-        if wait_ms:
-            met = (self._decided[name].time_ms for name in touched if name in self._decided)
-            dues = (time_ms + wait_ms for time_ms in met)
-            self._due_ms = max(self._due_ms, *dues, 0)
+        met = (self._decided[name].time_ms for name in touched if name in self._decided)
+        dues = (time_ms + self._reader.wait_ms for time_ms in met)
+        self._due_ms = max(self._due_ms, *dues, 0)
 
 
 def _has_last_state(ended: training_pb2.Ended) -> bool:
@@ -412,9 +462,7 @@ def _delivery_order(fact: training_pb2.Fact) -> tuple[int, str]:
     return fact.delivered.revision, fact.key
 
 
-def _is_rated(told: _Told | None) -> bool:
-    return told is not None and told.rating != (None, ())
-
-
-def _nonzero(counters: Counter[str]) -> dict[str, int]:
-    return {name: count for name, count in counters.items() if count}
+def _count(counters: dict[str, int], name: str, by: int = 1) -> None:
+    """Zeros leave nothing."""
+    if by:
+        counters[name] = counters.get(name, 0) + by

@@ -46,6 +46,8 @@ class JournalEnvRunner(EnvRunner, Checkpointable):
         self.counters: Counter[str] = Counter()
         self._held: list[tuple[int, int, Change]] = []
         self._order = itertools.count()
+        self._sampled: Counter[str] = Counter()
+        """What `metrics` have not been told yet: telling them costs as much as ten facts."""
         self._weights_seq_no = 0
         spec = self.config.get_rl_module_spec(spaces=self.get_spaces(), inference_only=True)
         self.module = spec.build()
@@ -73,6 +75,8 @@ class JournalEnvRunner(EnvRunner, Checkpointable):
         changes = self.feed.read(self.cursor, max(0.0, min(wait_s, due_in_s)), most)
         if changes:
             self.cursor = changes[-1].cursor
+        if not self._held and not any(change.due_ms for change in changes):
+            return self._counted(changes)
         # Those held go first: what a dialogue's later facts say must not be overtaken by its earlier ones.
         for change in changes:
             heapq.heappush(self._held, (change.due_ms, next(self._order), change))
@@ -93,13 +97,13 @@ class JournalEnvRunner(EnvRunner, Checkpointable):
         return min((change.cursor - 1 for _, _, change in self._held), default=self.cursor)
 
     def _counted(self, changes: list[Change]) -> list[Change]:
+        told: Counter[str] = Counter()
         for change in changes:
-            self.counters.update(change.counters)
-            self.counters["lessons"] += change.lesson
-        turns = sum(change.counters.get("turns", 0) for change in changes)
-        ended = sum(change.counters.get("ended", 0) for change in changes)
-        # Zeros too: RLlib's loop peeks at these keys in every iteration.
-        SingleAgentEnvRunner._increase_sampled_metrics(self, turns, ended)
+            told["lessons"] += change.lesson
+            for name, count in change.counters.items():
+                told[name] += count
+        self.counters.update(told)
+        self._sampled.update(told)
         return changes
 
     # EnvRunner
@@ -109,6 +113,9 @@ class JournalEnvRunner(EnvRunner, Checkpointable):
         return {INPUT_ENV_SPACES: spaces, DEFAULT_MODULE_ID: spaces}
 
     def get_metrics(self) -> Any:
+        # Zeros too: RLlib's loop peeks at these keys in every iteration.
+        SingleAgentEnvRunner._increase_sampled_metrics(self, self._sampled["turns"], self._sampled["ended"])
+        self._sampled.clear()
         return self.metrics.reduce()
 
     def assert_healthy(self) -> None:

@@ -22,7 +22,7 @@ class JournalFeed:
     def __init__(self, reader: JournalReader, domain: Domain, wake: threading.Event) -> None:
         self._reader = reader
         self._wake = wake
-        self._assembler = Assembler(domain, reader.dialogue, reader.domain)
+        self._assembler = Assembler(domain, reader.dialogues, reader.domain)
         self.journal_id = reader.journal_id
 
     def read(self, cursor: int, wait_s: float, most: int) -> list[Change]:

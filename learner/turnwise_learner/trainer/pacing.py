@@ -53,6 +53,9 @@ class Pacer:
         """Takes the fact at `cursor` into account."""
         self._granted += self._per_lesson * lesson + self._per_unrated_turn * unrated_turn
         self._forgone += max(0, self._debt - self._max_owed)
+        if self._waiting and self._waiting[-1][0] == self._granted:
+            # Paid together with the one before; of facts that grant nothing there are many.
+            cursor = max(cursor, self._waiting.pop()[1])
         self._waiting.append((self._granted, cursor))
         self._settle()
 

@@ -33,10 +33,6 @@ class TurnRecord:
     rated_ms: int = 0
     """When the action taken was last rated; 0: never."""
 
-    def says_the_same(self, other: TurnRecord) -> bool:
-        """Whether nothing that is learned differs."""
-        return _learned(self) == _learned(other)
-
 
 @dataclass(frozen=True, slots=True)
 class Correction:
@@ -62,15 +58,3 @@ class Change:
     """Not to be learned before this time (`rewards.wait`)."""
     counters: dict[str, int] = field(default_factory=dict)
     """Increments of the trainer's counters."""
-
-
-def _learned(record: TurnRecord) -> tuple[object, ...]:
-    return (
-        record.action,
-        record.reward,
-        record.successor,
-        record.terminated,
-        record.breaks_return,
-        record.corrections,
-        record.rated_ms,
-    )

@@ -1,6 +1,7 @@
 """Builds facts and journal rows for tests, and a domain to read them with."""
 
 import itertools
+from collections.abc import Collection
 from typing import Any
 
 from turnwise.v1 import dialogue_pb2, training_pb2
@@ -28,8 +29,8 @@ class Journal:
         self.rows: list[Row] = []
         self._revision = itertools.count(1)
 
-    def dialogue(self, dialogue_id: str, through: int) -> list[Row]:
-        return [r for r in self.rows if r.dialogue_id == dialogue_id and r.seq <= through]
+    def dialogues(self, dialogue_ids: Collection[str], through: int) -> list[Row]:
+        return [r for r in self.rows if r.dialogue_id in dialogue_ids and r.seq <= through]
 
     def domain_json(self, fingerprint: str) -> str | None:
         return self.domain.to_json() if fingerprint == self.domain.fingerprint else None

@@ -28,7 +28,7 @@ class MemoryFeed:
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
-        self._assembler = Assembler(journal.domain, journal.dialogue, journal.domain_json)
+        self._assembler = Assembler(journal.domain, journal.dialogues, journal.domain_json)
 
     def read(self, cursor: int, wait_s: float, most: int) -> list[Change]:
         return self._assembler.assemble(self._journal.rows[cursor:])
@@ -86,7 +86,7 @@ def test_it_learns_what_it_is_taught() -> None:
     algorithm = build(journal)
     teach(journal, range(9))
     train_until_paid(algorithm)
-    reader = Assembler(journal.domain, journal.dialogue, journal.domain_json)._reader
+    reader = Assembler(journal.domain, journal.dialogues, journal.domain_json)._reader
     for text, right in RIGHT.items():
         row = next(r for r in journal.rows if r.fact.decided.observation.text == text)
         obs = torch.from_numpy(reader.encode(row.fact.decided.observation, ()))[None]

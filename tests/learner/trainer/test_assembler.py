@@ -15,7 +15,7 @@ from turnwise_learner.trainer.turns import Change, TurnRecord
 
 
 def assemble(journal: Journal) -> tuple[dict[str, TurnRecord], list[Change]]:
-    assembler = Assembler(journal.domain, journal.dialogue, journal.domain_json)
+    assembler = Assembler(journal.domain, journal.dialogues, journal.domain_json)
     changes = assembler.assemble(journal.rows)
     turns: dict[str, TurnRecord] = {}
     for change in changes:
@@ -53,7 +53,7 @@ def test_a_turn_kept_folded_costs_less_than_its_observation() -> None:
     journal = Journal(make_domain())
     for number in range(2000):
         journal.decided(f"{number:032x}", f"{number - 1:032x}" if number else "")
-    assembler = Assembler(journal.domain, journal.dialogue, journal.domain_json)
+    assembler = Assembler(journal.domain, journal.dialogues, journal.domain_json)
     tracemalloc.start()
     for row in journal.rows:
         assembler.assemble([row])
@@ -146,9 +146,9 @@ def test_a_restart_between_any_two_facts_changes_nothing(cut: int) -> None:
     journal = Journal(make_domain(gamma=0.9))
     for fact in FACTS:
         fact(journal)
-    whole = Assembler(journal.domain, journal.dialogue, journal.domain_json).assemble(journal.rows)
-    before = Assembler(journal.domain, journal.dialogue, journal.domain_json).assemble(journal.rows[:cut])
-    after = Assembler(journal.domain, journal.dialogue, journal.domain_json).assemble(journal.rows[cut:])
+    whole = Assembler(journal.domain, journal.dialogues, journal.domain_json).assemble(journal.rows)
+    before = Assembler(journal.domain, journal.dialogues, journal.domain_json).assemble(journal.rows[:cut])
+    after = Assembler(journal.domain, journal.dialogues, journal.domain_json).assemble(journal.rows[cut:])
     told = [[(r.decision_id, learned(r)) for r in change.records] for change in before + after]
     assert told == [[(r.decision_id, learned(r)) for r in change.records] for change in whole]
     assert [c.lesson for c in before + after] == [c.lesson for c in whole]
@@ -160,7 +160,7 @@ def test_many_dialogues_in_little_memory_fold_again_from_the_journal() -> None:
         journal.decided(f"a{i}", dialogue_id=f"d{i}")
     for i in range(20):
         journal.feedback(f"a{i}", reward=1, dialogue_id=f"d{i}")
-    assembler = Assembler(journal.domain, journal.dialogue, journal.domain_json, max_dialogues=3)
+    assembler = Assembler(journal.domain, journal.dialogues, journal.domain_json, max_dialogues=3)
     turns = list(itertools.chain.from_iterable(c.records for c in assembler.assemble(journal.rows)))
     assert sum(turn.reward == 1.0 for turn in turns) == 20
 

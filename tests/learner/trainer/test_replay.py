@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from turnwise_learner.trainer.replay import ReplayConfig, TurnReplay
-from turnwise_learner.trainer.turns import Correction, TurnRecord
+from turnwise_learner.trainer.turns import Change, Correction, TurnRecord
 
 A = 3
 
@@ -319,3 +319,59 @@ def test_a_replay_that_has_grown_fills_its_new_rows_first() -> None:
         larger.apply([record(f"r{i}")])
     assert len(larger) == 128
     assert "r36" in larger
+
+
+def amended(rng: np.random.Generator, known: TurnRecord, names: list[str], at: int) -> TurnRecord:
+    """Something else is true of a turn now."""
+    kind = rng.integers(5)
+    if kind == 0:
+        return replace(known, reward=float(rng.choice([-1.0, 0.5])), rated_ms=at)
+    if kind == 1:
+        return replace(known, reward=None, rated_ms=0)
+    if kind == 2:
+        given = (Correction(str(rng.choice(["ann", "bob"])), at, int(rng.integers(A))),)
+        return replace(known, corrections=given if rng.random() < 0.7 else ())
+    if kind == 3:
+        return replace(known, action=int(rng.integers(-1, A)), terminated=bool(rng.integers(2)))
+    return replace(known, successor=str(rng.choice(["", *names[-20:]])))
+
+
+def random_changes(rng: np.random.Generator, count: int) -> list[Change]:
+    """Turns and amendments of them in four states, some of them too late."""
+    changes, known = [], dict[str, TurnRecord]()
+    for at in range(1, count + 1):
+        names = list(known)
+        records = []
+        if not names or rng.random() < 0.5:
+            obs = np.full(4, rng.integers(4), np.float32)
+            records.append(record(f"t{at}", None, int(rng.integers(-1, A)), obs=obs))
+        for name in rng.choice(names[-100:], min(len(names), int(rng.integers(3))), replace=False):
+            records.append(amended(rng, known[name], [*names, f"t{at}"], at))
+        rng.shuffle(records)  # type: ignore[arg-type]
+        known |= {told.decision_id: replace(told, obs=None) for told in records}
+        changes.append(Change(at, tuple(records), lesson=bool(rng.integers(2))))
+    return changes
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from([0.0, 0.9]), st.integers(2, 100))
+def test_changes_applied_together_leave_what_they_leave_one_by_one(
+    seed: int, gamma: float, most: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    changes = random_changes(rng, 250)
+    one, other = make(gamma), make(gamma)
+    at = 0
+    while at < len(changes):
+        some = changes[at : at + int(rng.integers(1, most))]
+        at += len(some)
+        for change in some:
+            one.apply(change.records, change.lesson)
+        other.apply_all(some)
+        np.testing.assert_equal(other.get_state(), one.get_state())
+        assert other._tree.total == one._tree.total
+        if one.learnable:
+            rows, errors = one.sample(16)[0], rng.exponential(1, 16)
+            np.testing.assert_array_equal(other.sample(16)[0], rows)
+            one.update_priorities(rows, errors)
+            other.update_priorities(rows, errors)

@@ -73,7 +73,7 @@ def test_the_trainer_does_what_the_document_says(rule: str, gamma: float, facts:
     journal = Journal(make_domain(gamma=gamma))
     for fact in facts.split(";"):
         say(journal, fact.strip())
-    assembler = Assembler(journal.domain, journal.dialogue, journal.domain_json)
+    assembler = Assembler(journal.domain, journal.dialogues, journal.domain_json)
     turns: dict[str, TurnRecord] = {}
     for change in assembler.assemble(journal.rows):
         turns |= {record.decision_id: record for record in change.records}

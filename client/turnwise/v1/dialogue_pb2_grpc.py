@@ -77,7 +77,7 @@ class DialogueServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Act(self, request, context):
-        """Answers one turn. Costs the server about four times a turn over Converse.
+        """Answers one turn. Costs the server half as much again as a turn over Converse.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

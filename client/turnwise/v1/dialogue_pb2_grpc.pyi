@@ -41,7 +41,7 @@ class DialogueStub:
         turnwise.v1.dialogue_pb2.ActRequest,
         turnwise.v1.dialogue_pb2.Turn,
     ]
-    """Answers one turn. Costs the server about four times a turn over Converse."""
+    """Answers one turn. Costs the server half as much again as a turn over Converse."""
 
     Converse: grpc.StreamStreamMultiCallable[
         turnwise.v1.dialogue_pb2.ConverseRequest,
@@ -82,7 +82,7 @@ class DialogueAsyncStub:
         turnwise.v1.dialogue_pb2.ActRequest,
         turnwise.v1.dialogue_pb2.Turn,
     ]
-    """Answers one turn. Costs the server about four times a turn over Converse."""
+    """Answers one turn. Costs the server half as much again as a turn over Converse."""
 
     Converse: grpc.aio.StreamStreamMultiCallable[
         turnwise.v1.dialogue_pb2.ConverseRequest,
@@ -127,7 +127,7 @@ class DialogueServicer(metaclass=abc.ABCMeta):
         request: turnwise.v1.dialogue_pb2.ActRequest,
         context: _ServicerContext,
     ) -> typing.Union[turnwise.v1.dialogue_pb2.Turn, collections.abc.Awaitable[turnwise.v1.dialogue_pb2.Turn]]:
-        """Answers one turn. Costs the server about four times a turn over Converse."""
+        """Answers one turn. Costs the server half as much again as a turn over Converse."""
 
     @abc.abstractmethod
     def Converse(

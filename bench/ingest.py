@@ -48,8 +48,8 @@ LOOK_EVERY_S = 0.002
 """At the journal's end, to see its groups. Two commits between two looks count as one group."""
 LESSONS_AT_ONCE = 1_250
 """They grant 10,000 updates, the most that a trainer owes."""
-LEAST_OWED = 2_500
-"""Below it, lessons are given before anything more is measured."""
+LEAST_OWED = 6_000
+"""Below it, lessons are given before anything more is measured: enough for a phase at 1,500 a second."""
 LOOKED_AFTER = 25
 """Lone facts between two looks at the trainer."""
 LATE_PART = 0.9
@@ -69,7 +69,7 @@ class Plan:
 
 
 SHORT = Plan(rounds=5, batches=8, lone_facts=200, phase_s=2)
-FULL = Plan(rounds=11, batches=24, lone_facts=1_000, phase_s=6)
+FULL = Plan(rounds=11, batches=24, lone_facts=1_000, phase_s=4)
 
 
 @asynccontextmanager

@@ -33,7 +33,9 @@ class Report:
 
 
 def rounded(value: Any) -> Any:
-    """Floats to four significant digits, all the way down."""
+    """Floats to four significant digits, numpy's numbers as Python's, all the way down."""
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(value, float):
         return float(f"{value:.4g}")
     if isinstance(value, Mapping):

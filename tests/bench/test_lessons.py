@@ -1,11 +1,14 @@
 """What the figures of the benchmark of teacher effort are made of."""
 
+import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from kinds import KINDS, STOCK
 from lessons import Outcome, parse_options, summary
+from report import Report
 from run import table
 
 REWARDS = next(kind for kind in KINDS if kind.name == "rewards")
@@ -51,6 +54,12 @@ def test_the_short_run_teaches_rewards_and_corrections_to_five_seeds() -> None:
     assert (options.only, options.seeds) == (("rewards", "corrections"), 5)
     assert parse_options([]).seeds == 30
     assert parse_options(["--only", "tuned_stock"]).only == ("rewards", "tuned_stock")
+
+
+def test_a_report_takes_numpys_numbers() -> None:
+    figures = {"updates": np.median([1, 2]), "scores": [np.int64(3), np.float32(0.5)]}
+    report = Report("lessons", figures=figures)
+    assert json.loads(report.line())["figures"] == {"updates": 1.5, "scores": [3, 0.5]}
 
 
 def test_the_table_knows_which_goals_are_least_values() -> None:

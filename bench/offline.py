@@ -23,7 +23,7 @@ from turnwise_actor.policy import Domain, Encoder, Network, RawObservation, gree
 from turnwise_learner.journal import KINDS, Row
 from turnwise_learner.trainer.algorithm import TurnwiseDQN, TurnwiseDQNConfig
 from turnwise_learner.trainer.assembler import Assembler
-from turnwise_learner.trainer.training import start_ray
+from turnwise_learner.trainer.ray_cluster import start_ray
 from turnwise_learner.trainer.turns import Change
 
 

@@ -22,7 +22,7 @@ from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from course import Course, Task, take
 from live import QUICKSTART
 from turnwise_actor.policy import Domain, Encoder, RawObservation
-from turnwise_learner.trainer.training import start_ray
+from turnwise_learner.trainer.ray_cluster import start_ray
 
 TUNED: dict[str, Any] = {
     "lr": 1e-3,

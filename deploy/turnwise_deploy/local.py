@@ -347,8 +347,8 @@ class LocalDeployment:
             if as_asked and code in _PEACEFUL:
                 return
             if not self._ready.is_set() and (code in _REFUSALS or child.deaths >= self.config.start_attempts):
-                self._failure = f"the {child.name} {_ended(code)} while starting; {child.log} ends with\n"
-                self._failure += child.log_tail()
+                while_starting = f"the {child.name} {_ended(code)} while starting; {child.log} ends with\n"
+                self._failure = while_starting + child.log_tail()  # at once: another thread tells it
             else:
                 wait = f"{child.backoff_s:g} s"
                 self.say(f"the {child.name} {_ended(code)}; starting it again in {wait} (see {child.log})")

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.waiting import alive, eventually
+from turnwise_deploy.child import Child
 from turnwise_deploy.data_folder import DataFolderInUseError
 from turnwise_deploy.local import DeploymentError, LocalConfig, LocalDeployment
 
@@ -150,6 +151,12 @@ def test_a_domain_that_is_wrong_is_refused_before_anything_starts(config, tmp_pa
 
 @pytest.mark.parametrize("code", ["1", "2"])
 def test_a_learner_that_cannot_start_ends_the_deployment_with_its_last_words(config, monkeypatch, code):
+    def slow_log_tail(child):
+        time.sleep(0.5)  # nobody may be told the half meanwhile
+        return log_tail(child)
+
+    log_tail = Child.log_tail
+    monkeypatch.setattr(Child, "log_tail", slow_log_tail)
     monkeypatch.setenv("LEARNER_EXIT", code)
     deployment = LocalDeployment(config)
     with pytest.raises(DeploymentError, match=f"exit code {code} while starting.*\n.*another planet"):

@@ -39,7 +39,7 @@ async def serve(reply_bytes: int) -> None:
     await server.start()
     gc.collect()
     gc.freeze()
-    gc.set_threshold(70_000, 20, 20)
+    gc.set_threshold(10_000, 20, 20)
     print(port, flush=True)
     await asyncio.to_thread(sys.stdin.read)
     await server.stop(None)

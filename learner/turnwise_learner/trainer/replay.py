@@ -510,11 +510,22 @@ class TurnReplay(Checkpointable):
         self, components: Any = None, *, not_components: Any = None, **kwargs: Any
     ) -> dict[str, Any]:
         """Arrays up to the highest row in use, priorities, links, counters, the random generator."""
+        state = self._state()
+        state["columns"] = {name: column.copy() for name, column in state["columns"].items()}
+        state["priorities"] = state["priorities"].copy()
+        return state
+
+    def save_to_path(self, path: Any = None, *, state: dict[str, Any] | None = None, **kwargs: Any) -> str:
+        """As RLlib's, but without a second copy of a full replay in memory: nothing changes meanwhile."""
+        return str(super().save_to_path(path, state=state or self._state(), **kwargs))
+
+    def _state(self) -> dict[str, Any]:
+        """As `get_state`, with arrays that change as the replay does."""
         in_use = np.flatnonzero(self.decision_id)
         used = int(in_use[-1]) + 1 if len(in_use) else 0
         return {
-            "columns": {name: getattr(self, name)[:used].copy() for name in self._COLUMNS},
-            "priorities": self._tree.leaves[:used].copy(),
+            "columns": {name: getattr(self, name)[:used] for name in self._COLUMNS},
+            "priorities": self._tree.leaves[:used],
             "corrections": {
                 row: [(c.teacher, c.revision, c.action) for c in given]
                 for row, given in self._corrections.items()

@@ -29,7 +29,7 @@ logger = logging.getLogger("turnwise.trainer")
 
 _WELCOME_TIMEOUT_S = 60.0
 _RATE_WINDOW_S = 0.4
-_SAVING_SHARE = 0.05
+_SAVING_SHARE = 0.02
 """Part of the time that checkpoints for many turns may take: at a thousand turns a second there would be no
 end of saving. The journal has them all."""
 _NAMED_COUNTERS = {"turns", "rated_turns", "lessons", "ended"}

@@ -254,6 +254,8 @@ class Bench:
             failures.append("the trainer ran out of updates while it was to train")
         if (came := statistics.median(self.phases["with"].facts_per_s)) < LATE_PART * INGEST_PER_S:
             failures.append(f"{came:.0f} facts a second came in; wanted {INGEST_PER_S}")
+        if (read := statistics.median(self.phases["with"].read_per_s)) < LATE_PART * INGEST_PER_S:
+            failures.append(f"the trainer read {read:.0f} facts a second; wanted {INGEST_PER_S}")
         return failures
 
 

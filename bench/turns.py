@@ -91,6 +91,8 @@ class Bench:
     cost_us: dict[str, list[float]] = field(default_factory=dict)
     per_s: dict[str, list[float]] = field(default_factory=dict)
     client_us: dict[str, list[float]] = field(default_factory=dict)
+    rss_mb: dict[str, list[float]] = field(default_factory=lambda: {"actor": [], "replica": []})
+    """After each round: memory rises and falls with what is on its way."""
 
     def pids(self, actors: int) -> list[int]:
         """Of the first actors."""
@@ -161,13 +163,15 @@ async def measure(up: LocalDeployment, policy: Path, plan: Plan) -> Report:
                 await _round(bench, sessions, bot, (echo_address, echo_pid, request), plan.seconds)
                 if peer is not None:
                     await _serve_round(bench, peer, token, plan.seconds)
+                    bench.rss_mb["replica"].append(_held(peer.replica).rss_bytes / 1e6)
+                bench.rss_mb["actor"].append(_held(bench.pids(1)[0]).rss_bytes / 1e6)
                 say(f"round {number + 1} of {plan.rounds}: {_words(bench)}")
         await age(bench, plan.rounds)
         ratios = _ratios(bench)
         figures = _figures(bench)
         if peer is not None:
-            ratios |= _serve_ratios(bench, peer)
-            figures["serve"] = _serve_figures(bench, peer)
+            ratios |= _serve_ratios(bench)
+            figures["serve"] = _serve_figures(bench)
     if peer is not None:
         figures["serve"]["default"] = await default_serve(policy, token, plan)
     figures |= {"request_bytes": len(request), "reply_bytes": reply}
@@ -233,19 +237,20 @@ def _ratios(bench: Bench) -> dict[str, float]:
     }
 
 
-def _serve_ratios(bench: Bench, peer: Peer) -> dict[str, float]:
+def _serve_ratios(bench: Bench) -> dict[str, float]:
     """A stream against the cheaper of Serve's calls and Serve's streams, a call against its calls."""
     best = min(("unary_serve", "stream_serve"), key=lambda name: statistics.median(bench.cost_us[name]))
     return {
         "stream_vs_serve": bench.ratio(best, "stream"),
         "unary_vs_serve": bench.ratio("unary_serve", "unary"),
-        "memory_vs_serve": _held(bench.pids(1)[0]).rss_bytes / _held(peer.replica).rss_bytes,
+        "memory_vs_serve": statistics.median(bench.rss_mb["actor"])
+        / statistics.median(bench.rss_mb["replica"]),
     }
 
 
-def _serve_figures(bench: Bench, peer: Peer) -> dict[str, Any]:
+def _serve_figures(bench: Bench) -> dict[str, Any]:
     return {
-        "rss_mb": _held(peer.replica).rss_bytes / 1e6,
+        "rss_mb": spread(bench.rss_mb["replica"]),
         "stream_vs_serve_calls": bench.ratio("unary_serve", "stream"),
         "coalesced_vs_serve_calls": bench.ratio("unary_serve", "coalesced"),
         "coalesced_vs_serve_streams": bench.ratio("stream_serve", "coalesced"),
@@ -253,13 +258,12 @@ def _serve_figures(bench: Bench, peer: Peer) -> dict[str, Any]:
 
 
 def _figures(bench: Bench) -> dict[str, Any]:
-    actor = _held(bench.pids(1)[0])
     return {
         "server_us_per_turn": {name: spread(cost) for name, cost in bench.cost_us.items()},
         "client_us_per_turn": {name: statistics.median(cost) for name, cost in bench.client_us.items()},
         "turns_per_s": {name: statistics.median(rate) for name, rate in bench.per_s.items()},
         "turn_500_vs_turn_5": bench.ratio("old", "young"),
-        "actor": {"rss_mb": actor.rss_bytes / 1e6, "own_mb": actor.own_bytes / 1e6},
+        "actor": {"rss_mb": spread(bench.rss_mb["actor"]), "own_mb": _held(bench.pids(1)[0]).own_bytes / 1e6},
     }
 
 

@@ -55,7 +55,8 @@ class UplinkConfig:
     reconnect_max_s: float = 2.0
     """Longest pause between two attempts. Raise it and the learner's return is noticed later."""
     max_settled_keys: int = 20_000
-    """Keys of settled facts remembered (about 2 MB), so that tokens drop them sooner; at least half as many."""
+    """Keys of settled facts remembered at most (about 2 MB), and at least half as many: tokens drop them
+    sooner."""
 
 
 @dataclass(frozen=True)

@@ -142,8 +142,9 @@ def test_a_bare_append_grows_by_4_kb(tmp_path: Path) -> None:
 
 def test_a_phase_counts_updates_a_second_and_a_second_of_cpu() -> None:
     phase = Phase()
-    phase.add(Mark(10.0, 1.0, 100, 0), Mark(14.0, 2.0, 500, 20_000))
-    assert (phase.per_s, phase.per_cpu_s, phase.facts_per_s) == ([100.0], [400.0], [5000.0])
+    phase.add(Mark(10.0, 1.0, 100, 0, 0), Mark(14.0, 2.0, 500, 20_000, 16_000))
+    assert (phase.per_s, phase.per_cpu_s) == ([100.0], [400.0])
+    assert (phase.facts_per_s, phase.read_per_s) == ([5000.0], [4000.0])
 
 
 def test_a_ratio_is_the_median_of_the_rounds_ratios() -> None:

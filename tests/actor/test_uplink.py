@@ -60,6 +60,20 @@ async def test_what_comes_in_one_tick_goes_in_one_batch(tmp_path: Path, learner:
     assert await rig.close()
 
 
+async def test_the_newest_settled_facts_are_known_and_the_oldest_forgotten(
+    tmp_path: Path, learner: LearnerEnd
+) -> None:
+    rig = Rig(tmp_path, learner, replace(FAST, max_settled_keys=20))
+    await eventually(lambda: rig.uplink.connected)
+    for number in range(45):
+        await rig.uplink.settle(facts(number))
+    assert rig.uplink.add(facts(*range(35, 45))) == []
+    forgotten = facts(*range(20))
+    assert rig.uplink.add(forgotten) == forgotten
+    await eventually(lambda: len(learner.deliveries) == 45 + 20)  # again: harmless, as facts are keyed
+    assert await rig.close()
+
+
 async def test_a_broken_stream_is_begun_anew_and_nothing_is_lost(tmp_path: Path, learner: LearnerEnd) -> None:
     rig = Rig(tmp_path, learner, FAST)
     sent = 0

@@ -9,6 +9,7 @@ import asyncio
 import itertools
 import logging
 from collections import deque
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,10 @@ class TrainerLink:
         """That is known to have begun."""
         self._version_held: PolicyVersion | None = None
         """What it holds, until that is recorded."""
+        self._unrecorded: list[training_pb2.PolicyPublished] = []
+        """Versions that the journal is still to be told of."""
+        self._record_again = False
+        self._recording: asyncio.Task[None] | None = None
         self.report = training_pb2.TrainerReport()
         """The newest report; of a trainer that is away, its last."""
         journal.listen(self._journal_grew)
@@ -122,13 +127,16 @@ class TrainerLink:
             raise RefusedError(grpc.StatusCode.INTERNAL if code is grpc.StatusCode.OK else code, done.error)
         if done.HasField("checkpoint"):
             await self._note_checkpoint(done.checkpoint)
+        await self.recorded()
         return done
 
     async def begin_generation(self, cause: str) -> int:
         """Journals a new generation, beyond every policy that may be at an actor."""
         current = self._broadcast.current
         above = 0 if current is None else current.version.generation
-        return await self._journal.submit(lambda c: versions.begin_generation(c, cause, above))
+        generation = await self._journal.submit(lambda c: versions.begin_generation(c, cause, above))
+        self._newest_generation = max(self._newest_generation, generation)
+        return generation
 
     async def attach(self, hello: training_pb2.TrainerHello) -> _Session:
         """Begins a session; the one before ends.
@@ -205,7 +213,7 @@ class TrainerLink:
             self._session.journal_grew(cursor)
 
     async def _publish(self, published: training_pb2.PolicyPublished) -> None:
-        """Puts a policy file on air, then records it."""
+        """Puts a policy file on air; it is recorded when the journal has time."""
         version = PolicyVersion(published.version.generation, published.version.number)
         if Path(published.file).name != published.file or not published.file:
             raise invalid("published.file", repr(published.file), "a file's name in the policies folder")
@@ -229,22 +237,42 @@ class TrainerLink:
             return
         if not self._broadcast.put(policy):
             log.warning("policy %s is not broadcast: there is a newer one", version)
-        await self._journal.submit(lambda c: versions.add_version(c, published))
-        await self._record_checkpoint()
+        self._unrecorded.append(published)
+        self._record_soon()
 
     async def _note_checkpoint(self, info: training_pb2.CheckpointInfo) -> None:
         if info.path and info.path != self._checkpoint:
-            self._checkpoint = info.path
-            self._version_held = await asyncio.to_thread(versions.version_held, Path(info.path))
-            await self._record_checkpoint()
+            held = await asyncio.to_thread(versions.version_held, Path(info.path))
+            self._checkpoint, self._version_held = info.path, held
+            self._record_soon()
 
-    async def _record_checkpoint(self) -> None:
-        """Records the newest checkpoint with its version; that may be published only later."""
-        version, path = self._version_held, self._checkpoint
-        if version is not None and await self._journal.submit(
-            lambda c: versions.add_checkpoint(c, version, path)
-        ):
-            self._version_held = None
+    def _record_soon(self) -> None:
+        """Nobody waits for it: policies come twenty a second, and a busy journal takes longer to commit."""
+        self._record_again = True
+        if self._recording is None or self._recording.done():
+            self._recording = asyncio.create_task(self._record(), name="version-recorder")
+
+    async def recorded(self) -> None:
+        """Returns when the journal knows the versions and checkpoints that were told so far."""
+        if self._recording is not None:
+            await asyncio.wait((self._recording,))
+
+    async def _record(self) -> None:
+        """Records what has come, in one transaction after the other.
+
+        A checkpoint goes with the version that it holds, and waits for one that is published only later.
+        """
+        while self._record_again:
+            self._record_again = False
+            published, self._unrecorded = self._unrecorded, []
+            held, path = self._version_held, self._checkpoint
+            recording = self._journal.submit(partial(versions.record, published, held, path))
+            try:
+                if await recording and held == self._version_held:
+                    self._version_held = None
+            except Exception:
+                # They stay on air, and the checkpoint is tried again with the next version.
+                log.exception("%d versions are not recorded", len(published))
 
 
 class TrainerServicer(training_pb2_grpc.TrainerServicer):
@@ -266,6 +294,7 @@ class TrainerServicer(training_pb2_grpc.TrainerServicer):
                 await self._run(call, session)
             finally:
                 self._link.detach(session)
+                await self._link.recorded()
 
     async def _run(self, call: Context, session: _Session) -> None:
         """Until the trainer ends the stream, or another one has attached."""

@@ -7,6 +7,7 @@ Every function takes the journal's connection and runs inside one of its transac
 import json
 import logging
 import sqlite3
+from collections.abc import Iterable
 from pathlib import Path
 
 from turnwise.v1 import dialogue_pb2, training_pb2
@@ -65,6 +66,18 @@ def add_checkpoint(connection: sqlite3.Connection, version: PolicyVersion, path:
         (path, version.generation, version.number),
     )
     return cursor.rowcount > 0
+
+
+def record(
+    published: Iterable[training_pb2.PolicyPublished],
+    held: PolicyVersion | None,
+    checkpoint: str,
+    connection: sqlite3.Connection,
+) -> bool:
+    """Records versions, and the checkpoint that holds one; whether that one is recorded by now."""
+    for each in published:
+        add_version(connection, each)
+    return held is not None and add_checkpoint(connection, held, checkpoint)
 
 
 def version_held(checkpoint: Path) -> PolicyVersion | None:

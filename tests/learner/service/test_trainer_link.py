@@ -1,5 +1,6 @@
 import contextlib
 import sqlite3
+import threading
 from typing import Any
 
 import grpc.aio
@@ -101,6 +102,24 @@ async def test_a_published_policy_is_broadcast_and_recorded(service, attach, pol
     assert service.broadcast.current.version == PolicyVersion(1, 1)
     query = "SELECT generation, number, learned_through, file, cause FROM versions"
     assert table(config, query) == [(1, 1, 12, "1.1.safetensors", "start")]
+
+
+async def test_policies_go_on_air_while_the_journal_is_busy_and_are_recorded_afterwards(
+    service, attach, policy_of, eventually, config
+):
+    free = threading.Event()
+    async with attach(service) as trainer:
+        busy = service.journal.submit(lambda connection: free.wait(10))
+        for number in range(1, 21):
+            await trainer.publish(policy_of(1, number))
+        saved = trainer.checkpoint(PolicyVersion(1, 20))
+        await trainer.say(report=training_pb2.TrainerReport(last_checkpoint=saved))
+        on_air = service.broadcast
+        await eventually(lambda: on_air.current and on_air.current.version == PolicyVersion(1, 20))
+        assert not busy.done()
+        free.set()
+    query = "SELECT count(*), count(checkpoint) FROM versions"
+    await eventually(lambda: table(config, query) == [(20, 1)])
 
 
 async def test_a_policy_whose_file_is_missing_changes_nothing(service, attach, policy_of, eventually):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -10,7 +11,8 @@ import grpc.aio
 import pytest
 
 from turnwise.v1 import dialogue_pb2 as pb
-from turnwise_actor.config import ActorConfig, UplinkConfig
+from turnwise_actor.config import ActorConfig, StreamConfig, UplinkConfig
+from turnwise_actor.conversation import Conversation, Done
 
 from .conftest import ActorFactory, eventually
 from .frontend import Frontend, fresh, read_status, seen
@@ -394,6 +396,34 @@ async def test_a_broken_connection_loses_no_fact(new_actor: ActorFactory, learne
     learner.answering.set()
     await eventually(lambda: "f:f1" in learner.facts)
     await eventually(lambda: actor._servicer.streams == 0)
+
+
+async def test_what_turns_out_to_need_the_disk_after_its_stream_has_broken_is_not_begun() -> None:
+    requests: asyncio.Queue[pb.ConverseRequest] = asyncio.Queue()
+    begun: list[str] = []
+    dones: list[Done] = []
+
+    async def by_disk() -> pb.ConverseReply:
+        begun.append("by disk")
+        return pb.ConverseReply()
+
+    async def write(reply: pb.ConverseReply | bytes) -> None:
+        begun.append("a reply")
+
+    def answer(request: pb.ConverseRequest, done: Done) -> None:
+        dones.append(done)
+
+    conversation = Conversation(requests.get, write, answer, StreamConfig())
+    running = asyncio.create_task(conversation.run(60.0, asyncio.Event()))
+    requests.put_nowait(pb.ConverseRequest(correlation_id=1, act=pb.ActRequest()))
+    await eventually(lambda: len(dones) == 1)
+    running.cancel()
+    await asyncio.wait((running,))
+    answering = by_disk()
+    dones[0](answering)
+    await asyncio.sleep(0)
+    assert inspect.getcoroutinestate(answering) == inspect.CORO_CLOSED
+    assert not begun
 
 
 async def test_a_request_over_the_size_limit_ends_its_stream(new_actor: ActorFactory) -> None:

@@ -268,7 +268,7 @@ class TrainerLink:
             held, path = self._version_held, self._checkpoint
             recording = self._journal.submit(partial(versions.record, published, held, path))
             try:
-                if await recording and held == self._version_held:
+                if await recording and (held, path) == (self._version_held, self._checkpoint):
                     self._version_held = None
             except Exception:
                 # They stay on air, and the checkpoint is tried again with the next version.

@@ -118,8 +118,8 @@ async def test_policies_go_on_air_while_the_journal_is_busy_and_are_recorded_aft
         await eventually(lambda: on_air.current and on_air.current.version == PolicyVersion(1, 20))
         assert not busy.done()
         free.set()
-    query = "SELECT count(*), count(checkpoint) FROM versions"
-    await eventually(lambda: table(config, query) == [(20, 1)])
+        query = "SELECT count(*), count(checkpoint) FROM versions"
+        await eventually(lambda: table(config, query) == [(20, 1)])
 
 
 async def test_a_policy_whose_file_is_missing_changes_nothing(service, attach, policy_of, eventually):

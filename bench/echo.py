@@ -1,8 +1,8 @@
 """What turns are held against: a bare grpc.aio server that answers bytes with so many bytes.
 
 It parses nothing, so that it is the least that any server on grpc.aio can cost. `Converse` is a stream, `Act`
-a lone call. Event loop and garbage collection are set as an actor sets them. Prints its port; ends with its
-standard input.
+a lone call. Event loop and garbage collection are set as an actor sets them, gRPC's poller comes with the
+environment (`turnwise_actor/__init__.py`). Prints its port; ends with its standard input.
 """
 
 import asyncio

@@ -35,6 +35,8 @@ FORMAT = 1
 _HEAD = struct.Struct("<B4s12sB")
 _TAG_BYTES = 16
 _LOOK_INTERVAL_S = 1.0
+_SPREAD_S = 60.0
+"""From when an actor sees a new active key until it seals with it: the others can open it by then."""
 _MAX_AGE_S = TokenConfig.max_age_s + TokenConfig.clock_leeway_s
 
 
@@ -75,16 +77,29 @@ class KeyRing:
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self._now = now
+        self._now, self._clock = now, clock
         self._file = Followed(
             "token keys", [file], lambda: _read_keys(file, domain_name), _LOOK_INTERVAL_S, clock
         )
+        self._sealing, _ = self._file.value
+        self._next = self._sealing
+        self._seen_at = clock()
 
     @property
     def active(self) -> Key:
-        """The key that seals."""
-        active, _ = self._file.latest()
-        return active
+        """The key that seals: the file's active one, after a minute in which the one before is still known.
+
+        The file reaches other machines' actors a little sooner or later.
+        """
+        active, keys = self._file.latest()
+        if active.head_id == self._sealing.head_id or self._sealing.head_id not in keys:
+            self._sealing = self._next = active
+        else:
+            if active.head_id != self._next.head_id:
+                self._next, self._seen_at = active, self._clock()
+            if self._clock() - self._seen_at >= _SPREAD_S:
+                self._sealing = active
+        return self._sealing
 
     def find(self, head_id: bytes) -> Key | None:
         """The key of a token's head; an unknown id may be a key added just now, so the file is looked at."""

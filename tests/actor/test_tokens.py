@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import hashlib
+import json
 import logging
 import os
 import stat
@@ -133,11 +134,27 @@ async def test_keys_are_rotated_without_a_restart(
     assert (await other.act(old)).index == 0, "a retired key goes on opening"
 
 
-def test_the_active_key_changes_with_the_file(key_file: Path, domain: Domain) -> None:
+def test_a_new_key_seals_when_all_actors_had_time_to_learn_it(key_file: Path, domain: Domain) -> None:
     now = 0.0
     ring = KeyRing(key_file, domain.name, clock=lambda: now)
     write_keys(key_file, "00000002")
-    assert ring.active.name == "ab12cd34"
+    sealing = {}
+    for now in (0.0, 1.0, 60.9, 61.0, 200.0):
+        sealing[now] = ring.active.name
+    assert sealing == {
+        0.0: "ab12cd34",
+        1.0: "ab12cd34",
+        60.9: "ab12cd34",
+        61.0: "00000002",
+        200.0: "00000002",
+    }
+
+
+def test_a_key_that_is_taken_out_of_the_file_seals_no_more(key_file: Path, domain: Domain) -> None:
+    now = 0.0
+    ring = KeyRing(key_file, domain.name, clock=lambda: now)
+    secret = base64.b64encode(bytes(32)).decode()
+    key_file.write_text(json.dumps({"active": "00000002", "keys": {"00000002": secret}}))
     now = 1.0
     assert ring.active.name == "00000002"
 
@@ -151,15 +168,17 @@ async def test_a_rotated_key_opens_for_as_long_as_tokens_may_be_old_and_not_afte
     old = tokens.seal("d1", token_pb2.TokenState(user="ann"))
     assert rotate_keys(key_file, now) == 1
     now += 1
+    assert tokens.seal("d2", token_pb2.TokenState())[1:5] == old[1:5], "others may not have the new one yet"
+    now += 60
     new = tokens.seal("d2", token_pb2.TokenState(user="ben"))
     assert (old[1:5] != new[1:5], tokens.open(old).state.user, tokens.open(new).state.user) == (
         True,
         "ann",
         "ben",
     )
-    now += 90 * DAY_S
+    now += 90 * DAY_S - 60
     assert tokens.open(old).state.user == "ann"
-    now += 301
+    now += 361
     with pytest.raises(TokenError) as refused:
         tokens.open(old)
     assert refused.value.reason == "TOKEN_FOREIGN"

@@ -88,9 +88,10 @@ async def test_a_second_actor_is_asked_after_300_ms(pair, bot):
     talk = bot.dialogue()
     await talk.act()
     pair[0].delay(math.inf)
+    before = bot.counters.hedges  # an overloaded machine may be slow to make the first connections
     begun = time.monotonic()
     limit = begun + 20
-    while not bot.counters.hedges:
+    while bot.counters.hedges == before:
         begun = time.monotonic()
         await talk.act()
         assert begun < limit

@@ -45,7 +45,8 @@ from turnwise_learner.trainer.replay import ReplayConfig, TurnReplay
 
 T = TypeVar("T")
 
-FOLDER = Path(tempfile.mkdtemp(prefix="turnwise-fuzz-"))
+_FOLDER = tempfile.TemporaryDirectory(prefix="turnwise-fuzz-")  # removed when the process ends
+FOLDER = Path(_FOLDER.name)
 DOMAIN_FILE = Path(__file__).with_name("domain.yaml").read_bytes()
 TREE = yaml.safe_load(DOMAIN_FILE)
 DOMAIN = Domain.from_mapping(TREE)

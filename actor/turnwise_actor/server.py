@@ -110,7 +110,8 @@ class ActorServer:
             max_bytes=config.spool.max_bytes,
             segment_bytes=config.spool.segment_bytes,
         )
-        self._uplink = Uplink(self._link, self._spool, config.uplink, self._report)
+        incarnation = int(self._incarnation, 16)
+        self._uplink = Uplink(self._link, self._spool, config.uplink, self._report, incarnation)
         tokens = Tokens(self._keys, self._domain.name)
         self._dialogues = Dialogues(self._domain, tokens, self._policies, self._uplink, config.token)
         self._servicer = ActorServicer(self._dialogues, config.stream)
@@ -219,6 +220,7 @@ class ActorServer:
             pid=os.getpid(),
             started_ms=self._started_ms,
             draining=self._servicer.draining,
+            journaled_through=self._uplink.journaled_through,
         )
         if policy is not None:
             report.policy_version.CopyFrom(version_message(policy.version))

@@ -5,6 +5,9 @@ event loop, and is settled by the learner's acknowledgement. While the learner i
 newest `max_pending_facts` and the spool what is older; both are sent again on the next stream, because
 facts are keyed and a second delivery is harmless. A spool segment is deleted once the learner, in its
 current epoch, has acknowledged all of it.
+
+Each fact that this process is the first to take up gets the next number, so that `turnwise ledger` sees
+what was acknowledged and is not in the journal.
 """
 
 from __future__ import annotations
@@ -109,7 +112,10 @@ class _Recent:
 
 
 class Uplink:
-    """Sends facts on, remembers which are settled, and reports to the learner. Used from one event loop."""
+    """Sends facts on, remembers which are settled, and reports to the learner. Used from one event loop.
+
+    `incarnation` is this process's, a number of 64 bits.
+    """
 
     def __init__(
         self,
@@ -117,11 +123,15 @@ class Uplink:
         spool: Spool,
         config: UplinkConfig,
         report: Callable[[], training_pb2.ActorReport],
+        incarnation: int,
     ) -> None:
         self._link = link
         self._spool = spool
         self._config = config
         self._report = report
+        self._incarnation = incarnation
+        self._sequence = 0
+        self._journaled_through = 0
         self._pending: dict[str, training_pb2.Fact] = {}
         self._queue: deque[str] = deque()
         self._groups: dict[str, list[_Group]] = {}
@@ -142,6 +152,14 @@ class Uplink:
     def pending_facts(self) -> int:
         """Facts in memory that the learner has not acknowledged."""
         return len(self._pending)
+
+    @property
+    def journaled_through(self) -> int:
+        """The learner has acknowledged all facts that were numbered here, up to this number."""
+        if not self._spool.size_bytes:  # what it holds may have any number
+            own = (fact.sequence for fact in self._pending.values() if fact.incarnation == self._incarnation)
+            self._journaled_through = max(self._journaled_through, next(own, self._sequence + 1) - 1)
+        return self._journaled_through
 
     @property
     def connected(self) -> bool:
@@ -170,7 +188,13 @@ class Uplink:
             if (key := fact.key) in self._settled:
                 continue
             unsettled.append(fact)
-            if key not in self._pending and len(self._pending) < most:
+            if (known := self._pending.get(key)) is not None:
+                if not fact.sequence:
+                    fact.incarnation, fact.sequence = known.incarnation, known.sequence
+            elif len(self._pending) < most:
+                if not fact.sequence:
+                    self._sequence += 1
+                    fact.incarnation, fact.sequence = self._incarnation, self._sequence
                 self._pending[key] = fact
                 self._queue.append(key)
         # Otherwise the sender's timer is set already.

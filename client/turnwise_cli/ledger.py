@@ -17,14 +17,15 @@ from turnwise_cli.books import Books, Learned
 from turnwise_cli.journal_file import facts, open_journal
 from turnwise_cli.learner_calls import CALL_TIMEOUT_S, data_option
 from turnwise_cli.resume_point import newest_checkpoint
+from turnwise_cli.sequences import Sequences
 from turnwise_learner.journal import KINDS, JournalReader
 
 SHOWN_PROBLEMS = 20
 
-_ROWS = ("facts", "dialogues", "ended", "decided", "  confirmed", "    shown", "    overridden",
-         "    dropped", "  unconfirmed", "unrecorded", "feedback", "  rated", "    applied", "    superseded",
-         "    retracted", "    waiting", "    not learnable", "  retractions", "  comments", "rated turns",
-         "rated dialogues")  # fmt: skip
+_ROWS = ("facts", "  numbered", "  awaited", "dialogues", "ended", "decided", "  confirmed", "    shown",
+         "    overridden", "    dropped", "  unconfirmed", "unrecorded", "feedback", "  rated", "    applied",
+         "    superseded", "    retracted", "    waiting", "    not learnable", "  retractions", "  comments",
+         "rated turns", "rated dialogues")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,12 @@ def command(data: Path, as_json: bool) -> int:
     rated     = applied + superseded + retracted + waiting + not learnable
     journal   = replay + evicted + not learnable, and the trainer has counted the same turns and ratings
 
-    and every fact names only decisions that are there, without gaps in the turns. `waiting`: the window of
-    rewards.wait is open, or what is rated has not arrived. The trainer is the running one; else the newest
-    checkpoint; else it is left out. Exit code 1 names what does not close. While actors are away, facts that
-    they still hold in their spools show as missing.
+    and every fact names only decisions that are there, without gaps in the turns. Actors number their facts:
+    those that an actor was told are in the journal must all be there; `awaited` are earlier ones than others
+    of the same actor that are under way, or went with it. `waiting`: the window of rewards.wait is open, or
+    what is rated has not arrived. The trainer is the running one; else the newest checkpoint; else it is left
+    out. Exit code 1 names what does not close. While actors are away, facts that they still hold in their
+    spools show as missing.
     """
     with open_journal(data) as journal:
         trainer = _trainer(data, journal)
@@ -82,12 +85,12 @@ def command(data: Path, as_json: bool) -> int:
 
 def _fold(journal: JournalReader, trainer: Trainer | None) -> Books:
     """The journal's books, with the trainer's checked at the position that it has read to."""
-    books = Books(_domain(journal, trainer), journal.domain)
+    books, sequences = Books(_domain(journal, trainer), journal.domain), Sequences(journal)
     cursor = trainer.cursor if trainer else 0
-    books.add(itertools.takewhile(lambda row: row.seq <= cursor, facts(journal)))
+    books.add(sequences.of(itertools.takewhile(lambda row: row.seq <= cursor, facts(journal))))
     if trainer is not None:
         books.problems += compare(books.learned(), trainer)
-    books.add(facts(journal, after=cursor)).close(time.time_ns() // 1_000_000)
+    books.add(sequences.of(facts(journal, after=cursor))).close(time.time_ns() // 1_000_000)
     names = {number: name for name, number in KINDS.items()}
     for kind, written in journal.written.items():
         if books.kinds[kind] < written:
@@ -95,6 +98,8 @@ def _fold(journal: JournalReader, trainer: Trainer | None) -> Books:
             books.problems.append(
                 f"{written} facts of kind {name} were committed, {books.kinds[kind]} are there"
             )
+    books.counts["numbered"], books.counts["awaited"] = sequences.numbered, sequences.awaited()
+    books.problems += sequences.missing()
     return books
 
 

@@ -10,7 +10,7 @@ import sqlite3
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,6 +45,14 @@ CREATE TABLE versions (
   file TEXT, checkpoint TEXT, cause TEXT, PRIMARY KEY (generation, number));
 """
 
+_SEQUENCE_TABLES = """
+CREATE TABLE IF NOT EXISTS actors (
+  incarnation TEXT PRIMARY KEY, address TEXT NOT NULL, journaled_through INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS not_kept (
+  incarnation TEXT, sequence INTEGER, PRIMARY KEY (incarnation, sequence)) WITHOUT ROWID;
+"""
+"""Journals of before facts were numbered get them when a service opens them: `add_sequence_tables`."""
+
 
 class JournalError(Exception):
     """The journal is missing, unreadable, or of another schema."""
@@ -60,7 +68,14 @@ def create_schema(connection: sqlite3.Connection) -> None:
     meta = {"journal_id": uuid.uuid4().hex, "epoch": "0", "schema": str(SCHEMA)}
     meta["created_ms"] = str(time.time_ns() // 1_000_000)
     rows = ", ".join(f"('{name}', '{value}')" for name, value in meta.items())
-    connection.executescript(f"BEGIN IMMEDIATE; {_TABLES} INSERT INTO meta VALUES {rows}; COMMIT;")
+    connection.executescript(
+        f"BEGIN IMMEDIATE; {_TABLES} {_SEQUENCE_TABLES} INSERT INTO meta VALUES {rows}; COMMIT;"
+    )
+
+
+def add_sequence_tables(connection: sqlite3.Connection) -> None:
+    """Adds what a journal of before facts were numbered lacks. The connection is in autocommit mode."""
+    connection.executescript(f"BEGIN IMMEDIATE; {_SEQUENCE_TABLES} COMMIT;")
 
 
 def read_meta(connection: sqlite3.Connection) -> dict[str, str]:
@@ -93,6 +108,11 @@ class Row(NamedTuple):
     """Address of the actor that sent it; may be empty."""
 
 
+def number_of(fact: training_pb2.Fact) -> tuple[str, int]:
+    """The actor process that took a fact up, as it writes itself, and its number there; 0: not numbered."""
+    return f"{fact.incarnation:016x}", fact.sequence
+
+
 @dataclass(frozen=True)
 class JournalState:
     """What a journal holds beside its facts and its list of versions."""
@@ -100,6 +120,10 @@ class JournalState:
     meta: dict[str, str]
     domains: list[tuple[str, str, int]]
     generations: list[tuple[int, str, int]]
+    actors: list[tuple[str, str, int]] = field(default_factory=list)
+    """Incarnation, address, and the number up to which its facts are in the journal."""
+    not_kept: list[tuple[str, int]] = field(default_factory=list)
+    """Incarnation and number of facts that have no row: they were refused, or known by their key."""
 
 
 class JournalReader:
@@ -176,9 +200,20 @@ class JournalReader:
                 dict(self._connection.execute("SELECT name, value FROM meta").fetchall()),
                 self._connection.execute("SELECT * FROM domains ORDER BY rowid").fetchall(),
                 self._connection.execute("SELECT * FROM generations ORDER BY generation").fetchall(),
+                *self.sequences(),
             )
         finally:
             self._connection.execute("COMMIT")
+
+    def sequences(self) -> tuple[list[tuple[str, str, int]], list[tuple[str, int]]]:
+        """`JournalState.actors` and `.not_kept`; of a journal of before facts were numbered, nothing."""
+        try:
+            actors = self._connection.execute("SELECT * FROM actors ORDER BY incarnation").fetchall()
+            return actors, self._connection.execute("SELECT * FROM not_kept").fetchall()
+        except sqlite3.OperationalError as error:
+            if "no such table" in str(error):
+                return [], []
+            raise
 
     def close(self) -> None:
         """Lets go of the file."""

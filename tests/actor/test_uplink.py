@@ -33,7 +33,7 @@ class Rig:
             [("grpc.max_reconnect_backoff_ms", 200), ("grpc.initial_reconnect_backoff_ms", 50)],
         )
         self.spool = Spool(folder, "a", max_bytes=1_000_000, segment_bytes=2_000)
-        self.uplink = Uplink(self.link, self.spool, config, lambda: training_pb2.ActorReport(address="a"))
+        self.uplink = Uplink(self.link, self.spool, config, lambda: training_pb2.ActorReport(address="a"), 7)
         self.uplink.start()
 
     async def close(self) -> bool:
@@ -111,11 +111,46 @@ async def test_beyond_its_bound_memory_goes_to_the_disk_oldest_first_and_comes_b
     assert set(Counter(learner.deliveries).values()) == {1}
 
 
+async def test_facts_are_numbered_by_the_first_who_takes_them_up(tmp_path: Path, learner: LearnerEnd) -> None:
+    rig = Rig(tmp_path, learner, FAST)
+    (elsewhere,) = facts("of another")
+    elsewhere.incarnation, elsewhere.sequence = 9, 40
+    (again,) = facts("b")
+    rig.uplink.add([*facts("a", "b"), elsewhere])
+    rig.uplink.add([again, *facts("c")])
+    assert (again.incarnation, again.sequence) == (7, 2)
+    await eventually(lambda: rig.uplink.pending_facts == 0)
+    given = {key: (fact.incarnation, fact.sequence) for key, fact in learner.facts.items()}
+    assert given == {"a": (7, 1), "b": (7, 2), "of another": (9, 40), "c": (7, 3)}
+    assert await rig.close()
+
+
+async def test_what_is_not_acknowledged_is_not_said_to_be_journaled(
+    tmp_path: Path, learner: LearnerEnd
+) -> None:
+    rig = Rig(tmp_path, learner, FAST)
+    await eventually(lambda: rig.uplink.connected)
+    await rig.uplink.settle(facts("a", "b"))
+    assert rig.uplink.journaled_through == 2
+    await learner.stop()
+    await eventually(lambda: not rig.uplink.connected)
+    rig.uplink.add(facts("c"))
+    assert rig.uplink.journaled_through == 2
+    rig.uplink.add(facts("d"))
+    await rig.uplink.spool(facts("c"))
+    rig.uplink._pending.pop("c")  # as memory that runs over does it
+    assert rig.uplink.journaled_through == 2
+    await learner.start()
+    await eventually(lambda: {"c", "d"} <= set(learner.facts))
+    await eventually(lambda: rig.uplink.journaled_through == 4)
+    assert await rig.close()
+
+
 async def test_spooled_facts_wait_for_the_learners_return(tmp_path: Path, learner: LearnerEnd) -> None:
     await learner.stop()
     rig = Rig(tmp_path, learner, FAST)
     assert await rig.uplink.settle(facts("f")) is None
-    assert rig.uplink.add(facts("f", "g")) == facts("g")
+    assert [fact.key for fact in rig.uplink.add(facts("f", "g"))] == ["g"]
     assert rig.spool.size_bytes > 0
     await learner.start()
     await eventually(lambda: "f" in learner.facts)

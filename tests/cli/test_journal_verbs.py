@@ -225,6 +225,48 @@ def test_facts_that_the_learner_committed_and_that_are_gone_are_named(journal):
     assert "2 facts of kind decided were committed, 1 are there" in result.output
 
 
+def numbered(journal, *sequences):
+    for sequence in sequences:
+        comment = training_pb2.Feedback(feedback_id=str(sequence), comment_only=True)
+        journal.add(f"f:{sequence}", feedback=comment, incarnation=0xABC, sequence=sequence)
+
+
+def test_facts_that_an_actor_was_told_of_and_that_are_gone_are_named(journal):
+    numbered(journal, 1, 2, 5, 9, 12)
+    journal.execute("INSERT INTO not_kept VALUES ('0000000000000abc', 4)")
+    journal.execute("INSERT INTO actors VALUES ('0000000000000abc', '10.0.0.7:50051', 8)")
+    result = journal.run("ledger")
+    assert result.return_value == 1
+    who = "actor 10.0.0.7:50051 (process 0000000000000abc)"
+    assert f"{who} was told that its facts 1 to 8 are in the journal; 4 are not: 3, 6 to 8" in result.output
+    counted = journal.ledger()["counts"]
+    assert (counted["facts"], counted["numbered"], counted["awaited"]) == (6, 5, 2)  # 10 and 11
+
+
+def test_facts_that_an_actor_was_not_told_of_may_be_under_way(journal):
+    numbered(journal, 2, 1, 6)
+    journal.execute("INSERT INTO actors VALUES ('0000000000000abc', '10.0.0.7:50051', 2)")
+    journal.execute("INSERT INTO actors VALUES ('0000000000000def', '10.0.0.8:50051', 0)")
+    told = journal.ledger()
+    assert told["closed"]
+    assert told["counts"]["awaited"] == 3
+
+
+def test_many_gaps_are_told_shortly(journal):
+    numbered(journal, *range(2, 40, 2))
+    journal.execute("INSERT INTO actors VALUES ('0000000000000abc', '10.0.0.7:50051', 40)")
+    told = journal.ledger()["problems"]
+    assert len(told) == 1
+    assert told[0].endswith("21 are not: 1, 3, 5, 7, 9 and 15 more gaps")
+
+
+def test_a_journal_of_before_facts_were_numbered_closes(journal):
+    journal.decide("a")
+    journal.execute("DROP TABLE actors")
+    journal.execute("DROP TABLE not_kept")
+    assert journal.run("ledger").return_value == 0
+
+
 def two_turns(journal, **counted):
     """One rated turn and one more, and a checkpoint that has counted them."""
     journal.decide("a")

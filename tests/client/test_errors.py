@@ -54,7 +54,7 @@ def test_every_status_maps(code, refusing):
     actor.refuse(code, "because", times=1000)
     try:
         with pytest.raises(turnwise.TurnwiseError) as caught:
-            talk.act(text="hello", timeout=0.3)
+            talk.act(text="hello", timeout=1)
     finally:
         actor.refuse(code, times=0)
     assert type(caught.value) is EXPECTED[code.name]
@@ -70,7 +70,7 @@ def test_every_reason_maps(reason, code, refusing):
     actor.refuse(grpc.StatusCode[code], "because", reason, times=1000)
     try:
         with pytest.raises(turnwise.TurnwiseError) as caught:
-            talk.act(text="hello", timeout=0.3)
+            talk.act(text="hello", timeout=1)
     finally:
         actor.refuse(grpc.StatusCode[code], times=0)
     assert type(caught.value) is REASONS[reason, code]

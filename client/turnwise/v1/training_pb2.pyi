@@ -37,6 +37,8 @@ class Fact(google.protobuf.message.Message):
     FEEDBACK_FIELD_NUMBER: builtins.int
     ENDED_FIELD_NUMBER: builtins.int
     UNRECORDED_FIELD_NUMBER: builtins.int
+    INCARNATION_FIELD_NUMBER: builtins.int
+    SEQUENCE_FIELD_NUMBER: builtins.int
     key: builtins.str
     """Unique; the journal keeps the first fact of a key. s:<dialogue>, d:<decision>, v:<feedback_id>
     (delivery), f:<feedback_id>, e:<dialogue>:<decision>.
@@ -44,6 +46,11 @@ class Fact(google.protobuf.message.Message):
     dialogue_id: builtins.str
     time_ms: builtins.int
     """Actor's clock, milliseconds since the epoch."""
+    incarnation: builtins.int
+    """The actor process that took it up first, as `ActorReport.incarnation` read as a number, and the how-manieth
+    such fact of that process it is, from 1 on without gaps. 0: not numbered.
+    """
+    sequence: builtins.int
     @property
     def started(self) -> global___Started: ...
     @property
@@ -72,9 +79,11 @@ class Fact(google.protobuf.message.Message):
         feedback: global___Feedback | None = ...,
         ended: global___Ended | None = ...,
         unrecorded: collections.abc.Iterable[builtins.str] | None = ...,
+        incarnation: builtins.int = ...,
+        sequence: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["decided", b"decided", "delivered", b"delivered", "ended", b"ended", "feedback", b"feedback", "kind", b"kind", "started", b"started"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["decided", b"decided", "delivered", b"delivered", "dialogue_id", b"dialogue_id", "ended", b"ended", "feedback", b"feedback", "key", b"key", "kind", b"kind", "started", b"started", "time_ms", b"time_ms", "unrecorded", b"unrecorded"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["decided", b"decided", "delivered", b"delivered", "dialogue_id", b"dialogue_id", "ended", b"ended", "feedback", b"feedback", "incarnation", b"incarnation", "key", b"key", "kind", b"kind", "sequence", b"sequence", "started", b"started", "time_ms", b"time_ms", "unrecorded", b"unrecorded"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["started", "decided", "delivered", "feedback", "ended"] | None: ...
 
 global___Fact = Fact
@@ -330,6 +339,7 @@ class ActorReport(google.protobuf.message.Message):
     PID_FIELD_NUMBER: builtins.int
     STARTED_MS_FIELD_NUMBER: builtins.int
     DRAINING_FIELD_NUMBER: builtins.int
+    JOURNALED_THROUGH_FIELD_NUMBER: builtins.int
     address: builtins.str
     """Chosen at start: host:port of its listening socket."""
     incarnation: builtins.str
@@ -344,6 +354,8 @@ class ActorReport(google.protobuf.message.Message):
     started_ms: builtins.int
     draining: builtins.bool
     """True: SIGTERM was received."""
+    journaled_through: builtins.int
+    """All facts that this process has numbered, up to this number, are in the journal."""
     @property
     def policy_version(self) -> turnwise.v1.dialogue_pb2.PolicyVersion: ...
     def __init__(
@@ -361,9 +373,10 @@ class ActorReport(google.protobuf.message.Message):
         pid: builtins.int = ...,
         started_ms: builtins.int = ...,
         draining: builtins.bool = ...,
+        journaled_through: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["policy_version", b"policy_version"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["address", b"address", "draining", b"draining", "incarnation", b"incarnation", "learned_through", b"learned_through", "pending_facts", b"pending_facts", "pid", b"pid", "policy_version", b"policy_version", "spooled_bytes", b"spooled_bytes", "started_ms", b"started_ms", "streams", b"streams", "turns", b"turns", "unrecorded_turns", b"unrecorded_turns"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "draining", b"draining", "incarnation", b"incarnation", "journaled_through", b"journaled_through", "learned_through", b"learned_through", "pending_facts", b"pending_facts", "pid", b"pid", "policy_version", b"policy_version", "spooled_bytes", b"spooled_bytes", "started_ms", b"started_ms", "streams", b"streams", "turns", b"turns", "unrecorded_turns", b"unrecorded_turns"]) -> None: ...
 
 global___ActorReport = ActorReport
 

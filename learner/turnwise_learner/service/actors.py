@@ -29,6 +29,8 @@ class Presence:
     """Where the stream comes from, as gRPC says it: `ipv4:10.0.0.5:41234`."""
     address: str = ""
     """Where clients reach the actor; empty until the first report."""
+    journaled_through: int = 0
+    """As the actor said last."""
 
     def report(self, report: training_pb2.ActorReport) -> None:
         """Takes the actor's word; the newest replaces all earlier ones of the same address."""

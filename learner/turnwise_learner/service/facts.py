@@ -10,7 +10,7 @@ from turnwise_learner.journal import KINDS
 MAX_KEY_BYTES = 256
 MAX_DIALOGUE_ID_BYTES = 128
 MAX_DECISION_ID_BYTES = 32
-MAX_REVISION = 2**63 - 1
+MAX_REVISION = MAX_SEQUENCE = 2**63 - 1
 
 _PREFIXES = {"started": "s:", "decided": "d:", "delivered": "v:", "feedback": "f:", "ended": "e:"}
 
@@ -39,6 +39,8 @@ def refusal(fact: training_pb2.Fact) -> str | None:
     id_bytes = len(fact.dialogue_id.encode())
     if not 1 <= id_bytes <= MAX_DIALOGUE_ID_BYTES:
         return f"dialogue_id: got {id_bytes} bytes, wanted 1 to {MAX_DIALOGUE_ID_BYTES}"
+    if fact.sequence > MAX_SEQUENCE:
+        return f"sequence: got {fact.sequence}, wanted at most {MAX_SEQUENCE}"
     return _refusal_of_body(kind, fact)
 
 

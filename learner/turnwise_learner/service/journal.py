@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from turnwise.v1 import training_pb2
-from turnwise_learner.journal import JournalError, create_schema, read_meta
+from turnwise_learner.journal import JournalError, add_sequence_tables, create_schema, read_meta
 from turnwise_learner.service.facts import FactRow, to_rows
+from turnwise_learner.service.sequences import note_actor, note_not_kept
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +91,7 @@ class Journal:
         self._max_pending_bytes = max_pending_bytes
         self._connection = _open(path)
         meta = read_meta(self._connection)
+        add_sequence_tables(self._connection)
         self.journal_id: str = meta["journal_id"]
         self.epoch = int(meta["epoch"]) + 1
         self._written = self._tally = _Tally(_last_cursor(self._connection), _counts(meta))
@@ -135,6 +137,11 @@ class Journal:
         weight = size_bytes + _ROW_OVERHEAD_BYTES * len(facts)
         await self._until_room(weight)
         return self._submit(lambda connection: _append(connection, facts, actor), weight)
+
+    def note_actor(self, report: training_pb2.ActorReport, address: str) -> None:
+        """Keeps through which number an actor says that its facts are in the journal."""
+        noted = self.submit(lambda connection: note_actor(connection, report, address))
+        noted.add_done_callback(lambda future: future.exception())  # nobody waits; the writer has logged it
 
     def submit(self, work: Callable[[sqlite3.Connection], T]) -> "asyncio.Future[T]":
         """Runs `work` in the next transaction; the future is done after its commit."""
@@ -283,7 +290,11 @@ def _insert(connection: sqlite3.Connection, rows: Sequence[FactRow]) -> int:
 
 def _append(connection: sqlite3.Connection, facts: Sequence[training_pb2.Fact], actor: str) -> Appended:
     rows, refused = to_rows(facts, actor)
-    return Appended(_insert(connection, rows) if rows else _last_cursor(connection), refused)
+    before = connection.total_changes
+    cursor = _insert(connection, rows) if rows else _last_cursor(connection)
+    if connection.total_changes - before < len(facts):
+        note_not_kept(connection, facts)
+    return Appended(cursor, refused)
 
 
 def now_ms() -> int:

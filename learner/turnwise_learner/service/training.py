@@ -119,6 +119,9 @@ class TrainingServicer(training_pb2_grpc.TrainingServicer):
     async def _submit(self, batch: training_pb2.FactBatch, presence: Presence) -> _Pending:
         if batch.HasField("report"):
             presence.report(batch.report)
+            if batch.report.journaled_through > presence.journaled_through:
+                presence.journaled_through = batch.report.journaled_through
+                self._journal.note_actor(batch.report, presence.address)
         if not batch.facts:
             return _Pending(batch.sequence, presence.address, None)
         appended = await self._journal.append_facts(batch.facts, presence.address, batch.ByteSize())

@@ -173,6 +173,8 @@ def _put_state(journal: sqlite3.Connection, state: JournalState, taken: Takeover
     journal.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('facts', ?)", (taken.cursor + JUMP,))
     journal.executemany("INSERT INTO domains VALUES (?, ?, ?)", state.domains)
     journal.executemany("INSERT INTO generations VALUES (?, ?, ?)", _rows(state.generations))
+    journal.executemany("INSERT INTO actors VALUES (?, ?, ?)", _rows(state.actors))
+    journal.executemany("INSERT INTO not_kept VALUES (?, ?)", _rows(state.not_kept))
     now_ms = time.time_ns() // 1_000_000
     journal.execute("INSERT INTO generations VALUES (?, 'restore', ?)", (taken.generation, now_ms))
 

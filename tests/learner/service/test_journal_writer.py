@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from turnwise.v1 import training_pb2
 from turnwise_learner.journal import DECIDED, STARTED, JournalError, JournalReader, create_schema
 from turnwise_learner.service import versions
 from turnwise_learner.service.facts import FactRow, to_rows
@@ -172,6 +173,22 @@ async def test_a_journal_of_another_schema_is_refused(path):
         Journal(path)
     with pytest.raises(JournalError, match="schema is '99'"):
         JournalReader(path)
+
+
+async def test_a_journal_of_before_facts_were_numbered_is_used_on(path, rows):
+    connection = sqlite3.connect(path, isolation_level=None)
+    create_schema(connection)
+    connection.executescript("DROP TABLE actors; DROP TABLE not_kept")
+    connection.close()
+    with JournalReader(path) as reader:
+        assert reader.sequences() == ([], [])
+        assert reader.state().actors == []
+    journal = Journal(path)
+    report = training_pb2.ActorReport(incarnation="0123456789abcdef", journaled_through=3)
+    journal.note_actor(report, "a:1")
+    await journal.close()
+    with JournalReader(path) as reader:
+        assert reader.sequences() == ([("0123456789abcdef", "a:1", 3)], [])
 
 
 def test_a_reader_says_when_there_is_no_journal(path):

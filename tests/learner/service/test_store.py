@@ -120,7 +120,7 @@ async def test_an_actor_goes_on_with_a_learner_that_lost_its_last_facts(
     link = Link(config.listen, ClientAccess(), [("grpc.max_reconnect_backoff_ms", 200)])
     spool = Spool(tmp_path / "spool", "a", max_bytes=1_000_000, segment_bytes=2_000)
     patient = UplinkConfig(settle_wait_ms=20_000, reconnect_min_s=0.02, reconnect_max_s=0.1)
-    uplink = Uplink(link, spool, patient, lambda: training_pb2.ActorReport(address="a"))
+    uplink = Uplink(link, spool, patient, lambda: training_pb2.ActorReport(address="a"), 7)
     try:
         async with running(config) as service:
             uplink.start()

@@ -33,6 +33,38 @@ async def test_a_malformed_fact_is_refused_and_ends_nothing(send, make_facts):
     assert (first.cursor, second.cursor) == (2, 4)
 
 
+async def test_a_number_that_no_row_will_have_is_noted(send, make_facts, config, service):
+    kept, known, refused, too_high = (make_facts("a", 0)[0] for _ in range(4))
+    for sequence, fact in enumerate((kept, known, refused, too_high), start=1):
+        fact.incarnation, fact.sequence = 0xABC, sequence
+    refused.key = "x:1"
+    too_high.sequence = 2**63
+    await send([kept], [kept], [known, refused, too_high], make_facts("a", 0))
+    with JournalReader(journal_path(config.data)) as reader:
+        _, not_kept = reader.sequences()
+        (row,) = reader.read_after(0)
+    assert row.fact.sequence == 1
+    assert not_kept == [("0000000000000abc", 2), ("0000000000000abc", 3)]
+
+
+async def test_what_an_actor_says_is_journaled_is_kept_and_never_goes_back(training, config, service):
+    sound = {"address": "10.0.0.7:1", "incarnation": "0123456789abcdef"}
+    call = training.AppendFacts()
+    for through, said in (
+        (5, sound),
+        (2, sound),
+        (7, sound | {"address": "10.0.0.8:1"}),
+        (9, sound | {"incarnation": "no number"}),
+        (2**64 - 1, sound),
+    ):
+        report = training_pb2.ActorReport(journaled_through=through, **said)
+        await call.write(training_pb2.FactBatch(sequence=1, report=report))
+        await call.read()
+    await service.journal.submit(lambda connection: None)
+    with JournalReader(journal_path(config.data)) as reader:
+        assert reader.sequences() == ([("0123456789abcdef", "10.0.0.8:1", 7)], [])
+
+
 async def test_bytes_that_are_no_batch_end_the_stream_after_what_was_read_before(
     channel, make_facts, service, caplog
 ):

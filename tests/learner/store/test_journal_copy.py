@@ -6,6 +6,7 @@ import pytest
 
 from turnwise_learner.journal import journal_path
 from turnwise_learner.store import StoreError, StoreRefusedError, segments
+from turnwise_learner.store.journal_copy import STATE
 from turnwise_learner.store.objects import ObjectStore
 from turnwise_learner.store.restore import JUMP, restore
 from turnwise_learner.store.segments import (
@@ -35,6 +36,7 @@ def test_what_was_shipped_is_restored_and_the_rest_is_not(uri, store, written):
     old = written()
     old.set_meta("standing_orders", '{"paused": true}')
     old.begin_generation(7)
+    old.note_sequences()
     old.add(5000)
     assert ship(old, store) == 5000
     shipped_facts = old.facts
@@ -46,10 +48,21 @@ def test_what_was_shipped_is_restored_and_the_rest_is_not(uri, store, written):
     assert {name: new.meta[name] for name in ("journal_id", "schema", "standing_orders")} == {
         name: old.meta[name] for name in ("journal_id", "schema", "standing_orders")
     }
-    assert new.table("domains") == old.table("domains")
+    for table in ("domains", "actors", "not_kept"):
+        assert new.table(table) == old.table(table) != []
     assert not list(new.data.glob(".*"))
     new.add(1)
     assert new.last == 5000 + JUMP + 1  # a position that may have been told is not told again
+
+
+def test_a_copy_of_before_facts_were_numbered_is_restored(uri, store, written):
+    old = written()
+    old.add(3)
+    ship(old, store)
+    state = store.get_json(STATE)
+    store.put_json(STATE, {name: state[name] for name in ("meta", "domains", "generations")})
+    assert restore(uri, old.data.parent / "new")
+    assert written("new").facts == old.facts
 
 
 def test_epoch_and_generation_go_on_far_above_those_that_may_be_lost(uri, store, written):

@@ -129,6 +129,7 @@ class Uplink:
         self._spool = spool
         self._config = config
         self._report = report
+        self._most_pending = 2 * config.max_pending_facts
         self._incarnation = incarnation
         self._sequence = 0
         self._journaled_through = 0
@@ -182,7 +183,6 @@ class Uplink:
         and whoever waits for them hears that they are not recorded.
         """
         had_none = not self._queue
-        most = 2 * self._config.max_pending_facts
         unsettled = []
         for fact in facts:
             if (key := fact.key) in self._settled:
@@ -191,12 +191,11 @@ class Uplink:
             if (known := self._pending.get(key)) is not None:
                 if not fact.sequence:
                     fact.incarnation, fact.sequence = known.incarnation, known.sequence
-            elif len(self._pending) < most:
+            elif len(self._pending) < self._most_pending:
                 if not fact.sequence:
                     self._sequence += 1
                     fact.incarnation, fact.sequence = self._incarnation, self._sequence
-                self._pending[key] = fact
-                self._queue.append(key)
+                self._take(fact)
         # Otherwise the sender's timer is set already.
         if had_none or self._groups or len(self._queue) >= self._config.max_batch_facts:
             self._wake.set()
@@ -213,9 +212,11 @@ class Uplink:
         loop = asyncio.get_running_loop()
         group = _Group({fact.key for fact in facts}, loop.create_future())
         for fact in facts:
-            # Sent again even if settled before: the journal's cursor is in the answer.
-            self._settled.discard(fact.key)
             self._groups.setdefault(fact.key, []).append(group)
+            if fact.key in self._settled and len(self._pending) < self._most_pending:
+                # Sent again, since the journal's cursor is in the answer; it has had its number.
+                self._settled.discard(fact.key)
+                self._take(fact)
         self.add(facts)
         try:
             return await asyncio.wait_for(asyncio.shield(group.done), self._patience_s())
@@ -264,6 +265,10 @@ class Uplink:
 
     def _unsent(self) -> bool:
         return bool(self._pending) or self._spool.oldest() is not None
+
+    def _take(self, fact: training_pb2.Fact) -> None:
+        self._pending[fact.key] = fact
+        self._queue.append(fact.key)
 
     # Waiting for facts to be settled.
 

@@ -133,6 +133,7 @@ class Call:
     hedged: bool = False
     sends: int = 0
     breaks: int = 0
+    refused_by: list[Address] = field(default_factory=list)  # who could not keep what it says, in order
     error: TurnwiseError | None = None
 
 
@@ -297,6 +298,10 @@ class Router:
         """An attempt got an error, on its own: its stream, if any, goes on."""
         self._settle_down(attempt)
         self._detach(attempt)
+        if isinstance(error, ActorUnavailable) and error.reason == "NOT_RECORDED":
+            self._refused(attempt.call, attempt.address, error)
+            self._place_waiting()
+            return
         if isinstance(error, ActorUnavailable):
             self._back_off(attempt.address, error)
             if error.reason == "DRAINING":
@@ -374,7 +379,7 @@ class Router:
         now = self._clock()
         self._turn += 1
         asked = {attempt.address for attempt in call.attempts}
-        best: tuple[bool, int, int] | None = None
+        best: tuple[int, bool, int, int] | None = None
         chosen: Address | None = None
         for index, address in enumerate(self._addresses):
             if address in asked or address.in_flight >= self._config.max_in_flight:
@@ -384,7 +389,8 @@ class Router:
             avoided = address.avoid_until > now
             if trusted and avoided:
                 continue
-            rank = (avoided, address.in_flight, (index - self._turn) % len(self._addresses))
+            refused = call.refused_by.count(address)
+            rank = (refused, avoided, address.in_flight, (index - self._turn) % len(self._addresses))
             if best is None or rank < best:
                 best, chosen = rank, address
         return chosen
@@ -456,10 +462,23 @@ class Router:
         if stream.address.stream is stream:
             stream.address.stream = None
 
-    def _back_off(self, address: Address, error: TurnwiseError) -> None:
+    def _refused(self, call: Call, address: Address, error: TurnwiseError) -> None:
+        """The actor has no room for what the call says, and answers others all the same: the call waits."""
+        call.error = error
+        rounds = call.refused_by.count(address)
+        call.refused_by.append(address)
+        if not rounds and any(other not in call.refused_by for other in self._addresses):
+            self._try_again(call, error)
+        else:
+            self.later(self._delay(rounds), lambda: self._try_again(call, error))
+
+    def _delay(self, failures: int) -> float:
         config = self._config
-        delay = min(config.max_backoff_s, config.first_backoff_s * 2.0 ** min(address.failures, 16))
-        delay *= random.uniform(0.8, 1.2)  # clients that lost the same actor come back one by one
+        delay = min(config.max_backoff_s, config.first_backoff_s * 2.0 ** min(failures, 16))
+        return delay * random.uniform(0.8, 1.2)  # clients that lost the same actor come back one by one
+
+    def _back_off(self, address: Address, error: TurnwiseError) -> None:
+        delay = self._delay(address.failures)
         address.failures += 1
         address.error = error
         address.retry_at = self._clock() + delay

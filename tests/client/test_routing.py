@@ -172,6 +172,46 @@ def test_unavailable_goes_elsewhere_at_once():
     assert world.router.counters.retries == 1
 
 
+def refuse(world):
+    """The last request was more than the actor could keep."""
+    stream, message = world.wire.sent[-1]
+    error = turnwise.ActorUnavailable("the disk is full", reason="NOT_RECORDED")
+    world.router.failed(stream.attempts[message.correlation_id], error)
+
+
+def test_who_cannot_keep_feedback_still_answers_turns():
+    world = World("a", "b")
+    for _ in range(8):  # of one after the other, an unavailable actor would be left alone for a second
+        feedback = world.submit(timeout_s=10)
+        refuse(world)
+        refuse(world)
+        assert set(world.targets()[-2:]) == {"a", "b"}
+        turn = world.submit()
+        world.answer()
+        assert world.outcomes[turn].action == "greet"
+        assert feedback not in world.outcomes
+
+
+def test_what_nobody_can_keep_is_tried_again_less_and_less_often_until_the_deadline():
+    world = World("a", "b")
+    call = world.submit(timeout_s=10)
+    at = []
+    while call not in world.outcomes:
+        if len(world.wire.sent) > len(at):
+            at.append(world.now)
+            refuse(world)
+        else:
+            world.advance(0.01)
+    assert {"a", "b"} == set(world.targets()[:2]) == set(world.targets()[2:4])
+    pauses = [b - a for a, b in pairwise(at)]
+    assert pauses[0] == 0
+    assert 0.03 < pauses[1] < 0.08
+    assert max(pauses) < 1.3
+    assert 15 < len(at) < 40
+    assert world.outcomes[call].reason == "NOT_RECORDED"
+    assert isinstance(world.outcomes[call], turnwise.ActorUnavailable)
+
+
 @pytest.mark.parametrize("how", ["status", "break"])
 def test_a_single_unavailable_actor_is_asked_again_with_backoff_until_the_deadline(how):
     world = World("a")

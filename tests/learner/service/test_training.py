@@ -48,16 +48,15 @@ async def test_a_number_that_no_row_will_have_is_noted(send, make_facts, config,
 
 
 async def test_what_an_actor_says_is_journaled_is_kept_and_never_goes_back(training, config, service):
-    sound = {"address": "10.0.0.7:1", "incarnation": "0123456789abcdef"}
     call = training.AppendFacts()
-    for through, said in (
-        (5, sound),
-        (2, sound),
-        (7, sound | {"address": "10.0.0.8:1"}),
-        (9, sound | {"incarnation": "no number"}),
-        (2**64 - 1, sound),
+    for through, address, incarnation in (
+        (5, "10.0.0.7:1", "0123456789abcdef"),
+        (2, "10.0.0.7:1", "0123456789abcdef"),
+        (7, "10.0.0.8:1", "0123456789abcdef"),
+        (9, "10.0.0.7:1", "no number"),
+        (2**64 - 1, "10.0.0.7:1", "0123456789abcdef"),
     ):
-        report = training_pb2.ActorReport(journaled_through=through, **said)
+        report = training_pb2.ActorReport(journaled_through=through, address=address, incarnation=incarnation)
         await call.write(training_pb2.FactBatch(sequence=1, report=report))
         await call.read()
     await service.journal.submit(lambda connection: None)

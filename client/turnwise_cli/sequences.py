@@ -1,5 +1,8 @@
 """Are all facts there that actors were told are there? Each actor process numbers the facts it takes up."""
 
+from __future__ import annotations
+
+from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
@@ -19,7 +22,7 @@ class Sequences:
 
     def __init__(self, journal: JournalReader) -> None:
         self._actors, not_kept = journal.sequences()
-        self._numbers: defaultdict[str, list[int]] = defaultdict(list)
+        self._numbers: defaultdict[str, array[int]] = defaultdict(lambda: array("Q"))
         for incarnation, sequence in not_kept:
             self._numbers[incarnation].append(sequence)
         self.numbered = 0
@@ -60,9 +63,9 @@ class Sequences:
         )
 
 
-def _gaps(numbers: list[int], through: int) -> Iterator[tuple[int, int]]:
+def _gaps(numbers: array[int], through: int) -> Iterator[tuple[int, int]]:
     """First and last of each run of numbers from 1 to `through` that are not there."""
-    there = np.unique(np.array([0, *numbers, through + 1], np.uint64))
-    there = there[there <= through + 1]
+    given = np.frombuffer(numbers, np.uint64)
+    there = np.unique(np.concatenate(([0], given[given <= through], [through + 1])).astype(np.uint64))
     for at in np.flatnonzero(np.diff(there) > 1):
         yield int(there[at]) + 1, int(there[at + 1]) - 1

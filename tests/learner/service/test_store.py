@@ -24,6 +24,7 @@ from turnwise_actor.access.client_access import ClientAccess, Link
 from turnwise_actor.config import UplinkConfig
 from turnwise_actor.spool import Spool
 from turnwise_actor.uplink import Uplink
+from turnwise_cli.sequences import Sequences
 from turnwise_learner.journal import JournalReader, journal_path
 from turnwise_learner.service.config import ServiceConfig
 from turnwise_learner.service.server import running
@@ -40,6 +41,14 @@ def with_store(config: ServiceConfig, tmp_path: Path) -> Callable[..., ServiceCo
         return replace(config, store=store, **more)
 
     return with_store
+
+
+def missing(data: Path) -> list[str]:
+    """What `turnwise ledger` says of facts that actors were told of."""
+    with JournalReader(journal_path(data)) as reader:
+        sequences = Sequences(reader)
+        list(sequences.of(reader.read_after(0)))
+        return sequences.missing()
 
 
 def journaled(data: Path) -> set[str]:
@@ -120,7 +129,15 @@ async def test_an_actor_goes_on_with_a_learner_that_lost_its_last_facts(
     link = Link(config.listen, ClientAccess(), [("grpc.max_reconnect_backoff_ms", 200)])
     spool = Spool(tmp_path / "spool", "a", max_bytes=1_000_000, segment_bytes=2_000)
     patient = UplinkConfig(settle_wait_ms=20_000, reconnect_min_s=0.02, reconnect_max_s=0.1)
-    uplink = Uplink(link, spool, patient, lambda: training_pb2.ActorReport(address="a"), 7)
+    uplink = Uplink(
+        link,
+        spool,
+        patient,
+        lambda: training_pb2.ActorReport(
+            address="a:1", incarnation=f"{7:016x}", journaled_through=uplink.journaled_through
+        ),
+        7,
+    )
     try:
         async with running(config) as service:
             uplink.start()
@@ -135,6 +152,12 @@ async def test_an_actor_goes_on_with_a_learner_that_lost_its_last_facts(
         async with running(config) as service:
             assert await uplink.settle(c) == 3 + JUMP + 3
             assert service.journal.epoch > JUMP
+            uplink.report_soon()
+            with JournalReader(journal_path(config.data)) as reader:
+                await eventually(lambda: [row[2] for row in reader.sequences()[0]] == [9])
+        (told,) = missing(config.data)
+        assert "actor a:1 (process 0000000000000007) was told that its facts 1 to 9 are in" in told
+        assert told.endswith("; 3 are not: 4 to 6")
         assert journaled(config.data) == {fact.key for fact in a + c}
         assert "epoch went back" not in caplog.text
     finally:

@@ -48,7 +48,7 @@ class Trainer:
 @data_option
 @click.option("--json", "as_json", is_flag=True, help="JSON: counts, reasons, trainer, problems, closed.")
 def command(data: Path, as_json: bool) -> int:
-    r"""Check that every turn and every rating is accounted for.
+    """Check that every turn and every rating is accounted for.
 
     \b
     decided   = confirmed + unconfirmed
@@ -63,7 +63,7 @@ def command(data: Path, as_json: bool) -> int:
     what is rated has not arrived. The trainer is the running one; else the newest checkpoint; else it is left
     out. Exit code 1 names what does not close. While actors are away, facts that they still hold in their
     spools show as missing.
-    """
+    """  # noqa: D301 click wants the character itself
     with open_journal(data) as journal:
         trainer = _trainer(data, journal)
         books = _fold(journal, trainer)

@@ -35,6 +35,7 @@ def test_each_verb_explains_itself(name):
     result = turnwise(name, "--help")
     assert result.returncode == 0, result.stderr
     assert "usage" in result.stdout.lower()
+    assert "\\b" not in result.stdout  # click's mark for lines that are kept as they are
 
 
 def test_the_list_of_verbs_imports_none_of_them():

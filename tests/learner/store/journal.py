@@ -37,9 +37,11 @@ class Written:
     def begin_generation(self, generation: int) -> None:
         self._connection.execute("INSERT INTO generations VALUES (?, 'start', 1)", (generation,))
 
-    def note_sequences(self) -> None:
-        self._connection.execute("INSERT INTO actors VALUES ('0123456789abcdef', 'a:1', 12)")
-        self._connection.execute("INSERT INTO not_kept VALUES ('0123456789abcdef', 3)")
+    def tell_actor(self, through: int) -> None:
+        self._connection.execute("INSERT INTO actors VALUES ('0123456789abcdef', 'a:1', ?)", (through,))
+
+    def keep_not(self, sequence: int) -> None:
+        self._connection.execute("INSERT INTO not_kept VALUES ('0123456789abcdef', ?)", (sequence,))
 
     def add(self, count: int, text: str = "hello") -> None:
         """Facts of alternating kinds."""

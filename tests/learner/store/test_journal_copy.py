@@ -36,7 +36,8 @@ def test_what_was_shipped_is_restored_and_the_rest_is_not(uri, store, written):
     old = written()
     old.set_meta("standing_orders", '{"paused": true}')
     old.begin_generation(7)
-    old.note_sequences()
+    old.tell_actor(12)
+    old.keep_not(3)
     old.add(5000)
     assert ship(old, store) == 5000
     shipped_facts = old.facts
@@ -88,6 +89,7 @@ def test_only_what_is_new_is_shipped(store, written):
     copy.ship()
     assert {name: store.get(f"journal/{name}") for name in store.sizes("journal")} == before
     journal.add(5)
+    journal.tell_actor(15)
     copy.ship()
     (new,) = set(store.sizes("journal")) - set(before)
     assert Segment.parse(new) == Segment(11, 15, 1)

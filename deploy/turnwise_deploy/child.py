@@ -13,8 +13,8 @@ from turnwise_deploy import leash
 
 BACKOFF_S = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 """Waits before the first, second, ... start after a death; the last repeats."""
-STEADY_S = 60.0
-"""A process that lived this long has its earlier deaths forgotten."""
+STEADY_S = 20.0
+"""A process that lived this long has its earlier deaths forgotten: what cannot start dies sooner."""
 MAX_LOG_BYTES = 16 * 1024 * 1024
 """A log longer than this at a start is moved to NAME.log.1."""
 

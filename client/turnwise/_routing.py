@@ -300,16 +300,13 @@ class Router:
         self._detach(attempt)
         if isinstance(error, ActorUnavailable) and error.reason == "NOT_RECORDED":
             self._refused(attempt.call, attempt.address, error)
-            self._place_waiting()
-            return
-        if isinstance(error, ActorUnavailable):
+        elif isinstance(error, ActorUnavailable):
             self._back_off(attempt.address, error)
             if error.reason == "DRAINING":
                 attempt.address.avoid_until = self._clock() + self._config.avoid_s
-        if attempt.stream is None and isinstance(error, ActorUnavailable | Cancelled):
-            self._try_again(attempt.call, error, suspicious=isinstance(error, Cancelled))
-        elif isinstance(error, ActorUnavailable):
             self._try_again(attempt.call, error)
+        elif attempt.stream is None and isinstance(error, Cancelled):
+            self._try_again(attempt.call, error, suspicious=True)
         else:
             self._finish(attempt.call, error)
         self._place_waiting()

@@ -207,13 +207,10 @@ class JournalReader:
 
     def sequences(self) -> tuple[list[tuple[str, str, int]], list[tuple[str, int]]]:
         """`JournalState.actors` and `.not_kept`; of a journal of before facts were numbered, nothing."""
-        try:
-            actors = self._connection.execute("SELECT * FROM actors ORDER BY incarnation").fetchall()
-            return actors, self._connection.execute("SELECT * FROM not_kept").fetchall()
-        except sqlite3.OperationalError as error:
-            if "no such table" in str(error):
-                return [], []
-            raise
+        if not self._connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'not_kept'").fetchone():
+            return [], []
+        actors = self._connection.execute("SELECT * FROM actors ORDER BY incarnation").fetchall()
+        return actors, self._connection.execute("SELECT * FROM not_kept").fetchall()
 
     def close(self) -> None:
         """Lets go of the file."""

@@ -30,11 +30,6 @@ def note_not_kept(connection: sqlite3.Connection, facts: Sequence[training_pb2.F
     query = "SELECT key, body FROM facts WHERE key IN (SELECT value FROM json_each(?))"
     rows = connection.execute(query, (json.dumps([fact.key for fact in facts]),)).fetchall()
     kept = {key: number_of(training_pb2.Fact.FromString(body)) for key, body in rows}
-    connection.executemany(
-        "INSERT OR IGNORE INTO not_kept VALUES (?, ?)",
-        [
-            number_of(fact)
-            for fact in facts
-            if 0 < fact.sequence <= MAX_SEQUENCE and number_of(fact) != kept.get(fact.key)
-        ],
-    )
+    given = [(fact.key, number_of(fact)) for fact in facts if 0 < fact.sequence <= MAX_SEQUENCE]
+    not_kept = [number for key, number in given if number != kept.get(key)]
+    connection.executemany("INSERT OR IGNORE INTO not_kept VALUES (?, ?)", not_kept)

@@ -16,7 +16,7 @@ help:  ## this list
 
 setup: $(READY)  ## the environment alone, in .venv
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt hatch_build.py $(wildcard actor/turnwise_actor/compiled/*.*x* actor/turnwise_actor/compiled/*.h)
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; this is " + sys.version.split()[0] + ". Set PYTHON=…")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV): PyTorch first, then the rest (about two minutes)"

@@ -81,9 +81,10 @@ def _now_ms() -> int:
 
 def batches(facts: Sequence[training_pb2.Fact], size: int = BATCH_FACTS) -> list[bytes]:
     """Messages that lack their sequence number alone."""
+    bodies = [fact.SerializeToString() for fact in facts]
     return [
-        with_parts(training_pb2.FactBatch(), training_pb2.FactBatch.FACTS_FIELD_NUMBER, facts[i : i + size])
-        for i in range(0, len(facts), size)
+        with_parts(b"", training_pb2.FactBatch.FACTS_FIELD_NUMBER, bodies[i : i + size])
+        for i in range(0, len(bodies), size)
     ]
 
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 from turnwise.v1 import dialogue_pb2
 from turnwise_actor.access.unreadable import UnreadableError
@@ -27,15 +27,19 @@ from turnwise_actor.errors import (
     told,
 )
 from turnwise_actor.parts import with_parts
+from turnwise_actor.requests import PlainAct
 
-Answering = Coroutine[Any, Any, dialogue_pb2.ConverseReply]
-Done = Callable[[dialogue_pb2.ConverseReply | Answering], None]
+Answering = Coroutine[Any, Any, bytes]
+"""Of a ConverseReply, serialized."""
+Done = Callable[[bytes | Answering], None]
 """Takes a reply, or what has to be awaited for it after all."""
-Answer = Callable[[dialogue_pb2.ConverseRequest, Done], Answering | None]
+Request: TypeAlias = dialogue_pb2.ConverseRequest | PlainAct
+Answer = Callable[[Request, Done], Answering | None]
 """Begins to answer a request. None: `done` is called within a few turns of the event loop."""
 
 MOST_BYTES = 1 << 20
 """Of a message with several replies."""
+_DRAINING = dialogue_pb2.ConverseReply(draining=dialogue_pb2.Draining()).SerializeToString()
 
 
 class Conversation:
@@ -44,7 +48,7 @@ class Conversation:
     def __init__(
         self,
         read: Callable[[], Awaitable[Any]],
-        write: Callable[[dialogue_pb2.ConverseReply | bytes], Awaitable[None]],
+        write: Callable[[bytes], Awaitable[None]],
         answer: Answer,
         config: StreamConfig,
     ) -> None:
@@ -52,7 +56,7 @@ class Conversation:
         self._write = write
         self._answer = answer
         self._config = config
-        self._outbox: deque[dialogue_pb2.ConverseReply] = deque()
+        self._outbox: deque[bytes] = deque()
         self._filled = asyncio.Event()
         self._emptied = asyncio.Event()
         self._coalesces = False
@@ -72,7 +76,7 @@ class Conversation:
                 {reading, leaving, writing}, timeout=life_s, return_when=asyncio.FIRST_COMPLETED
             )
             if not reading.done() and not writing.done():
-                self._send(dialogue_pb2.ConverseReply(draining=dialogue_pb2.Draining()))
+                self._send(_DRAINING)
                 await self._until_quiet(reading)
             await self._finish(writing)
         finally:
@@ -109,12 +113,14 @@ class Conversation:
 
     async def _read_requests(self) -> None:
         while (message := await self._next_message()) is not None:
-            if message.also:
+            if not isinstance(message, dialogue_pb2.ConverseRequest):
+                self._take_acts(message)
+            elif message.also:
                 self._take_all(message)
             else:
                 self._take(message)
 
-    async def _next_message(self) -> dialogue_pb2.ConverseRequest | None:
+    async def _next_message(self) -> dialogue_pb2.ConverseRequest | list[PlainAct] | None:
         """None: the client has ended its side. What cannot be read is answered at once, as nobody's."""
         while True:
             if len(self._outbox) > self._config.max_in_flight:
@@ -123,16 +129,27 @@ class Conversation:
             try:
                 message = await self._read()
             except UnreadableError as error:
-                self._send(dialogue_pb2.ConverseReply(status=error.to_status()))
+                self._send(dialogue_pb2.ConverseReply(status=error.to_status()).SerializeToString())
                 continue
             self._last_request_at = time.monotonic()
-            return message if isinstance(message, dialogue_pb2.ConverseRequest) else None
+            return message if isinstance(message, dialogue_pb2.ConverseRequest | list) else None
 
-    def _take_all(self, message: dialogue_pb2.ConverseRequest) -> None:
+    def _take_acts(self, acts: Sequence[PlainAct]) -> None:
+        if len(acts) > 1 and not self._has_room(acts[0], len(acts) - 1):
+            return
+        for act in acts:
+            self._take(act)
+
+    def _has_room(self, message: Request, further: int) -> bool:
+        """Whether a message may bring so many further requests; if not, it is refused as a whole."""
         self._coalesces = True
-        further, most = len(message.also), self._config.max_in_flight - 1
+        most = self._config.max_in_flight - 1
         if further > most:
             self._send(_failed(message, _wrong("also", f"{further} requests", f"at most {most}")))
+        return further <= most
+
+    def _take_all(self, message: dialogue_pb2.ConverseRequest) -> None:
+        if not self._has_room(message, len(message.also)):
             return
         self._take(message)
         for request in message.also:
@@ -141,7 +158,7 @@ class Conversation:
             else:
                 self._take(request)
 
-    def _take(self, request: dialogue_pb2.ConverseRequest) -> None:
+    def _take(self, request: Request) -> None:
         if self._in_flight() >= self._config.max_in_flight:
             self._send(_failed(request, self._too_many()))
             return
@@ -155,34 +172,28 @@ class Conversation:
         else:
             self._await(request, answering)
 
-    def _done(
-        self, request: dialogue_pb2.ConverseRequest, reply: dialogue_pb2.ConverseReply | Answering
-    ) -> None:
+    def _done(self, request: Request, reply: bytes | Answering) -> None:
         self._soon -= 1
-        if isinstance(reply, dialogue_pb2.ConverseReply):
+        if isinstance(reply, bytes):
             self._send(reply)
         elif self._ended:
             reply.close()
         else:
             self._await(request, reply)
 
-    def _await(self, request: dialogue_pb2.ConverseRequest, answering: Answering) -> None:
+    def _await(self, request: Request, answering: Answering) -> None:
         task = asyncio.create_task(self._reply(request, answering))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _reply(
-        self, request: dialogue_pb2.ConverseRequest, answering: Awaitable[dialogue_pb2.ConverseReply]
-    ) -> None:
+    async def _reply(self, request: Request, answering: Awaitable[bytes]) -> None:
         try:
             reply = await self._answer_in_time(request, answering)
         except Exception as error:  # noqa: BLE001 - told to whoever asked
             reply = _failed(request, told(error))
         self._send(reply)
 
-    async def _answer_in_time(
-        self, request: dialogue_pb2.ConverseRequest, answering: Awaitable[dialogue_pb2.ConverseReply]
-    ) -> dialogue_pb2.ConverseReply:
+    async def _answer_in_time(self, request: Request, answering: Awaitable[bytes]) -> bytes:
         """As asyncio.wait_for does it, but without a second task for every request: that costs 50 us."""
         timeout_ms = request.timeout_ms or self._config.default_timeout_ms
         deadline = _Deadline(timeout_ms / 1000)
@@ -195,7 +206,7 @@ class Conversation:
         finally:
             deadline.timer.cancel()
 
-    def _send(self, reply: dialogue_pb2.ConverseReply) -> None:
+    def _send(self, reply: bytes) -> None:
         self._outbox.append(reply)
         self._emptied.clear()
         self._filled.set()
@@ -208,13 +219,13 @@ class Conversation:
             while self._outbox:
                 await self._write(self._next_reply())
 
-    def _next_reply(self) -> dialogue_pb2.ConverseReply | bytes:
+    def _next_reply(self) -> bytes:
         """The oldest reply, with all those that are ready if the client coalesces, too."""
         reply = self._outbox.popleft()
         if not self._coalesces or not self._outbox:
             return reply
-        also, size = [], reply.ByteSize()
-        while self._outbox and (size := size + self._outbox[0].ByteSize()) <= MOST_BYTES:
+        also, size = [], len(reply)
+        while self._outbox and (size := size + len(self._outbox[0])) <= MOST_BYTES:
             also.append(self._outbox.popleft())
         return with_parts(reply, dialogue_pb2.ConverseReply.ALSO_FIELD_NUMBER, also)
 
@@ -249,5 +260,6 @@ def _wrong(field: str, got: str, wanted: str) -> BadRequestError:
     return BadRequestError([Violation(field, got, wanted)])
 
 
-def _failed(request: dialogue_pb2.ConverseRequest, error: RequestError) -> dialogue_pb2.ConverseReply:
-    return dialogue_pb2.ConverseReply(correlation_id=request.correlation_id, status=error.to_status())
+def _failed(request: Request, error: RequestError) -> bytes:
+    number = request.correlation_id
+    return dialogue_pb2.ConverseReply(correlation_id=number, status=error.to_status()).SerializeToString()

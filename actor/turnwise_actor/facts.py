@@ -2,12 +2,40 @@
 
 from __future__ import annotations
 
+import struct
 import time
+from typing import NamedTuple
 
 from turnwise.v1 import dialogue_pb2, training_pb2
+from turnwise_actor.parts import varint
 
 TERMINATED = ("success", "failure", "goodbye")
 TRUNCATED = ("idle", "handoff", "limit", "abandoned")
+
+
+_NUMBER = struct.Struct("<BQB")
+_INCARNATION_TAG = training_pb2.Fact.INCARNATION_FIELD_NUMBER << 3 | 1  # fixed64
+_SEQUENCE_TAG = training_pb2.Fact.SEQUENCE_FIELD_NUMBER << 3
+
+
+class PackedFact(NamedTuple):
+    """A fact serialized once, as tokens, spools and batches hold it. Sequence 0: not numbered yet."""
+
+    key: str
+    body: bytes
+    incarnation: int = 0
+    sequence: int = 0
+
+    def numbered(self, incarnation: int, sequence: int) -> PackedFact:
+        """The same with its number, which is added to the end of it."""
+        number = _NUMBER.pack(_INCARNATION_TAG, incarnation, _SEQUENCE_TAG) + varint(sequence)
+        return PackedFact(self.key, self.body + number, incarnation, sequence)
+
+
+def pack(fact: training_pb2.Fact, body: bytes | None = None) -> PackedFact:
+    """A fact as it travels; `body` is the fact serialized, where that is at hand."""
+    body = fact.SerializeToString() if body is None else body
+    return PackedFact(fact.key, body, fact.incarnation, fact.sequence)
 
 
 def now_ms() -> int:

@@ -14,20 +14,27 @@ from google.protobuf.message import Message
 _LENGTH_DELIMITED = 2
 
 
-def with_parts(head: Message, field: int, parts: Iterable[Message]) -> bytes:
-    """The head with the parts added to its repeated field of messages, serialized."""
-    tag = _varint(field << 3 | _LENGTH_DELIMITED)
-    content = [head.SerializeToString()]
+def with_parts(head: Message | bytes, field: int, parts: Iterable[bytes]) -> bytes:
+    """The head, serialized, with serialized messages added to one of its fields of messages."""
+    tag = varint(field << 3 | _LENGTH_DELIMITED)
+    content = [head if isinstance(head, bytes) else head.SerializeToString()]
     for part in parts:
-        body = part.SerializeToString()
-        content += (tag, _varint(len(body)), body)
+        content += (tag, varint(len(part)), part)
     return b"".join(content)
 
 
-def _varint(number: int) -> bytes:
+def varint(number: int) -> bytes:
+    """A number from 0 as the wire has it."""
+    if number <= 0x7F:
+        return _SHORT[number]
+    if number <= 0x3FFF:
+        return bytes((number & 0x7F | 0x80, number >> 7))
     encoded = bytearray()
     while number > 0x7F:
         encoded.append(number & 0x7F | 0x80)
         number >>= 7
     encoded.append(number)
     return bytes(encoded)
+
+
+_SHORT = [bytes([number]) for number in range(0x80)]

@@ -22,6 +22,7 @@ from turnwise_actor.access.unreadable import UnreadableRequests
 from turnwise_actor.config import ActorConfig
 from turnwise_actor.dialogues import Dialogues
 from turnwise_actor.policy import Domain, Policy
+from turnwise_actor.requests import READERS, TURNS
 from turnwise_actor.servicer import ActorServicer
 from turnwise_actor.spool import Spool
 from turnwise_actor.tokens import KeyRing, Tokens
@@ -100,7 +101,7 @@ class ActorServer:
         """
         config = self._config
         guards = () if self._guard is None else (self._guard,)
-        interceptors = (*guards, UnreadableRequests())
+        interceptors = (*guards, UnreadableRequests(READERS))
         self._server = grpc.aio.server(interceptors=interceptors, options=_server_options(config))
         self.address = _listen(self._server, config)
         self._link = Link(config.learner_address, config.learner_access, _channel_options())
@@ -124,7 +125,11 @@ class ActorServer:
         if config.address_file is not None:
             _write_whole(config.address_file, self.address)
         logger.info(
-            "actor %s listens on %s for the domain %s", self._incarnation, self.address, self._domain.name
+            "actor %s listens on %s for the domain %s; turns are answered %s",
+            self._incarnation,
+            self.address,
+            self._domain.name,
+            "in Python alone: the compiled turn path is not there" if TURNS is None else "by compiled code",
         )
 
     async def stop(self) -> bool:

@@ -5,24 +5,27 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, NoReturn, TypeVar
 
 import grpc.aio
-from google.protobuf.message import Message
 
 from turnwise.v1 import dialogue_pb2
+from turnwise.v1.dialogue_pb2 import ConverseReply
 from turnwise.v1.dialogue_pb2_grpc import DialogueServicer
 from turnwise_actor.access.credentials import Principal
 from turnwise_actor.access.guard import caller
 from turnwise_actor.config import StreamConfig
-from turnwise_actor.conversation import Conversation, Done, unknown_request
-from turnwise_actor.dialogues import Dialogues, Wait
+from turnwise_actor.conversation import Answering, Conversation, Done, Request, unknown_request
+from turnwise_actor.dialogues import Dialogues
 from turnwise_actor.errors import DETAILS_KEY, OverloadError, RequestError, UnavailableError, told
+from turnwise_actor.parts import with_parts
+from turnwise_actor.requests import Act
+from turnwise_actor.turns import Outcome, Wait
 
 Context = grpc.aio.ServicerContext[Any, Any]
-Request = TypeVar("Request")
+Asked = TypeVar("Asked")
 Reply = TypeVar("Reply")
 
 
@@ -49,7 +52,10 @@ class ActorServicer(DialogueServicer):
     ) -> dialogue_pb2.StartDialogueReply:
         return await self._unary(self._dialogues.start, request, context)
 
-    async def Act(self, request: dialogue_pb2.ActRequest, context: Context) -> dialogue_pb2.Turn:  # noqa: D102
+    # A Turn that is serialized already.
+    async def Act(  # type: ignore[override]  # noqa: D102
+        self, request: Act, context: Context
+    ) -> bytes:
         return await self._unary(self._dialogues.act, request, context)
 
     async def GiveFeedback(  # noqa: D102
@@ -90,25 +96,26 @@ class ActorServicer(DialogueServicer):
     async def _describe(self, request: dialogue_pb2.DescribeDomainRequest) -> dialogue_pb2.DomainDescription:
         return self._dialogues.description
 
-    def _answer(
-        self, request: dialogue_pb2.ConverseRequest, done: Done, who: Principal | None
-    ) -> Coroutine[Any, Any, dialogue_pb2.ConverseReply] | None:
+    def _answer(self, request: Request, done: Done, who: Principal | None) -> Answering | None:
         _check_rate(who)
-        reply = dialogue_pb2.ConverseReply(correlation_id=request.correlation_id)
+        number = request.correlation_id
+        if not isinstance(request, dialogue_pb2.ConverseRequest):
+            self._dialogues.answer_soon(request, partial(_replied, number, done))
+            return None
         match request.WhichOneof("request"):
             case "act":
-                self._dialogues.answer_soon(request.act, reply.turn, partial(_answered, reply, done))
+                self._dialogues.answer_soon(request.act, partial(_answered, number, done))
                 return None
             case "feedback":
-                return _with(reply, reply.receipt, self._dialogues.give_feedback(request.feedback, who))
+                return _received(number, self._dialogues.give_feedback(request.feedback, who))
             case "end":
-                return _with(reply, reply.receipt, self._dialogues.end(request.end, who))
+                return _received(number, self._dialogues.end(request.end, who))
             case "start":
-                return _with(reply, reply.started, self._dialogues.start(request.start))
+                return _started(number, self._dialogues.start(request.start))
         raise unknown_request()
 
     async def _unary(
-        self, answer: Callable[[Request], Awaitable[Reply]], request: Request, context: Context
+        self, answer: Callable[[Asked], Awaitable[Reply]], request: Asked, context: Context
     ) -> Reply:
         if self.draining:
             error = UnavailableError("this actor is shutting down; retry at another", reason="DRAINING")
@@ -120,26 +127,39 @@ class ActorServicer(DialogueServicer):
             await _abort(context, told(error))
 
 
-def _answered(reply: dialogue_pb2.ConverseReply, done: Done, outcome: RequestError | Wait | None) -> None:
-    if outcome is None:
-        done(reply)
+def _answered(number: int, done: Done, outcome: Outcome) -> None:
+    """Sends a reply with the turn."""
+    if isinstance(outcome, bytes):
+        outcome = _with_turn(number, outcome)
+    elif not isinstance(outcome, RequestError):
+        outcome = partial(_turn, number, outcome)
+    _replied(number, done, outcome)
+
+
+def _replied(number: int, done: Done, outcome: Outcome) -> None:
+    """Sends what is a reply already."""
+    if isinstance(outcome, bytes):
+        done(outcome)
     elif isinstance(outcome, RequestError):
-        reply.status.CopyFrom(outcome.to_status())
-        done(reply)
+        done(ConverseReply(correlation_id=number, status=outcome.to_status()).SerializeToString())
     else:
-        done(_filled(reply, outcome))
+        done(outcome())
 
 
-async def _filled(reply: dialogue_pb2.ConverseReply, filling: Wait) -> dialogue_pb2.ConverseReply:
-    await filling()
-    return reply
+def _with_turn(number: int, turn: bytes) -> bytes:
+    return with_parts(ConverseReply(correlation_id=number), ConverseReply.TURN_FIELD_NUMBER, [turn])
 
 
-async def _with(
-    reply: dialogue_pb2.ConverseReply, part: Message, answering: Awaitable[Message]
-) -> dialogue_pb2.ConverseReply:
-    part.CopyFrom(await answering)
-    return reply
+async def _turn(number: int, turn: Wait) -> bytes:
+    return _with_turn(number, await turn())
+
+
+async def _received(number: int, receipt: Awaitable[dialogue_pb2.Receipt]) -> bytes:
+    return ConverseReply(correlation_id=number, receipt=await receipt).SerializeToString()
+
+
+async def _started(number: int, started: Awaitable[dialogue_pb2.StartDialogueReply]) -> bytes:
+    return ConverseReply(correlation_id=number, started=await started).SerializeToString()
 
 
 def _check_rate(who: Principal | None) -> None:

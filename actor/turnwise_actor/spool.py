@@ -28,6 +28,7 @@ from google.protobuf.message import DecodeError
 
 from turnwise.v1 import training_pb2
 from turnwise_actor.access.files import sync
+from turnwise_actor.facts import PackedFact, pack
 
 MAGIC = b"TWSPOOL1"
 _RECORD = struct.Struct("<II")
@@ -82,7 +83,7 @@ class Spool:
         refused_just_now = time.monotonic() - self._refused_at < _RETRY_S
         return refused_just_now or self.size_bytes >= self._max_bytes
 
-    async def append(self, facts: Sequence[training_pb2.Fact]) -> None:
+    async def append(self, facts: Sequence[PackedFact]) -> None:
         """Returns when the facts are fsynced; raises SpoolFullError when they cannot be."""
         if not facts:
             return
@@ -126,7 +127,7 @@ class Spool:
         """The oldest segment; it may still be the one appended to, which `read` closes first."""
         return min(self._sizes, default=None)
 
-    async def read(self, segment: Path) -> list[training_pb2.Fact]:
+    async def read(self, segment: Path) -> list[PackedFact]:
         """The facts of a segment, to which nothing is appended from now on."""
         facts, size = await self._in_thread(self._close_and_read, segment)
         self._sizes[segment] = size
@@ -197,7 +198,7 @@ class Spool:
             os.close(self._file)
             self._active, self._file = None, -1
 
-    def _close_and_read(self, segment: Path) -> tuple[list[training_pb2.Fact], int]:
+    def _close_and_read(self, segment: Path) -> tuple[list[PackedFact], int]:
         if segment == self._active:
             self._close_active()
         content = segment.read_bytes()
@@ -238,17 +239,16 @@ class Spool:
         return taken
 
 
-def _encode(facts: Iterable[training_pb2.Fact]) -> bytes:
+def _encode(facts: Iterable[PackedFact]) -> bytes:
     parts = []
     for fact in facts:
-        body = fact.SerializeToString()
-        parts += [_RECORD.pack(len(body), zlib.crc32(body)), body]
+        parts += [_RECORD.pack(len(fact.body), zlib.crc32(fact.body)), fact.body]
     return b"".join(parts)
 
 
-def _decode(content: bytes) -> tuple[list[training_pb2.Fact], int]:
+def _decode(content: bytes) -> tuple[list[PackedFact], int]:
     """The facts up to the first bad record, and the size of what is good."""
-    facts: list[training_pb2.Fact] = []
+    facts: list[PackedFact] = []
     if not content.startswith(MAGIC):
         return facts, 0
     at = len(MAGIC)
@@ -258,7 +258,7 @@ def _decode(content: bytes) -> tuple[list[training_pb2.Fact], int]:
         if len(body) < length or zlib.crc32(body) != checksum:
             break
         try:
-            facts.append(training_pb2.Fact.FromString(body))
+            facts.append(pack(training_pb2.Fact.FromString(body), body))
         except DecodeError:
             break
         at += _RECORD.size + length

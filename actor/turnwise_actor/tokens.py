@@ -25,10 +25,11 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from google.protobuf.message import DecodeError
 
-from turnwise.v1 import token_pb2, training_pb2
+from turnwise.v1 import token_pb2
 from turnwise_actor.access.files import Followed, write_secret
 from turnwise_actor.config import TokenConfig
 from turnwise_actor.errors import TokenError
+from turnwise_actor.facts import PackedFact
 from turnwise_actor.parts import with_parts
 
 FORMAT = 1
@@ -117,15 +118,25 @@ class Tokens:
         self._keys = keys
         self._domain_name = domain_name.encode()
 
+    @property
+    def sealing_key(self) -> Key:
+        """The key that seals now."""
+        return self._keys.active
+
+    def key_of(self, head_id: bytes) -> Key | None:
+        """The key that a token's head names, if it may still open something."""
+        return self._keys.find(head_id)
+
     def seal(
-        self, dialogue_id: str, state: token_pb2.TokenState, unsettled: Sequence[training_pb2.Fact] = ()
+        self, dialogue_id: str, state: token_pb2.TokenState, unsettled: Sequence[PackedFact] = ()
     ) -> bytes:
         """Token for a dialogue id of at most 255 bytes, with these facts beside those of the state."""
         key = self._keys.active
         name = dialogue_id.encode()
         nonce = os.urandom(12)
         head = _HEAD.pack(FORMAT, key.head_id, nonce, len(name)) + name
-        plain = with_parts(state, token_pb2.TokenState.UNSETTLED_FIELD_NUMBER, unsettled)
+        bodies = [fact.body for fact in unsettled]
+        plain = with_parts(state, token_pb2.TokenState.UNSETTLED_FIELD_NUMBER, bodies)
         return head + key.cipher.encrypt(nonce, plain, head + self._domain_name)
 
     def open(self, token: bytes) -> OpenedToken:

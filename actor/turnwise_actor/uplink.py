@@ -18,7 +18,7 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +29,7 @@ import grpc.aio
 from turnwise.v1 import training_pb2
 from turnwise_actor.access.client_access import Link
 from turnwise_actor.config import UplinkConfig
+from turnwise_actor.facts import PackedFact
 from turnwise_actor.parts import with_parts
 from turnwise_actor.spool import Spool, SpoolFullError
 
@@ -72,7 +73,7 @@ class _Replay:
     """A spool segment being sent again."""
 
     segment: Path
-    facts: deque[training_pb2.Fact]
+    facts: deque[PackedFact]
     unacknowledged: int = 0
 
 
@@ -95,20 +96,20 @@ class _Recent:
 
     def __init__(self, most: int) -> None:
         self._full = most // 2
-        self._younger: set[str] = set()
-        self._older: set[str] = set()
+        self.younger: set[str] = set()
+        self.older: set[str] = set()
 
     def __contains__(self, key: str) -> bool:
-        return key in self._younger or key in self._older
+        return key in self.younger or key in self.older
 
     def add(self, keys: Iterable[str]) -> None:
-        self._younger.update(keys)
-        if len(self._younger) >= self._full:
-            self._older, self._younger = self._younger, set()
+        self.younger.update(keys)
+        if len(self.younger) >= self._full:
+            self.older, self.younger = self.younger, set()
 
     def discard(self, key: str) -> None:
-        self._younger.discard(key)
-        self._older.discard(key)
+        self.younger.discard(key)
+        self.older.discard(key)
 
 
 class Uplink:
@@ -133,7 +134,7 @@ class Uplink:
         self._incarnation = incarnation
         self._sequence = 0
         self._journaled_through = 0
-        self._pending: dict[str, training_pb2.Fact] = {}
+        self._pending: dict[str, PackedFact] = {}
         self._queue: deque[str] = deque()
         self._groups: dict[str, list[_Group]] = {}
         self._settled = _Recent(config.max_settled_keys)
@@ -167,6 +168,10 @@ class Uplink:
         """Whether the learner has answered on the present stream."""
         return self._connected
 
+    def known(self) -> tuple[Mapping[str, PackedFact], Set[str], Set[str]]:
+        """By key: facts on their way, and two sets of those settled last. As of now, for many questions."""
+        return self._pending, self._settled.younger, self._settled.older
+
     @property
     def can_record(self) -> bool:
         """Whether one more decision can be kept until the learner takes it."""
@@ -176,26 +181,18 @@ class Uplink:
 
     # What callers do.
 
-    def add(self, facts: Iterable[training_pb2.Fact]) -> list[training_pb2.Fact]:
+    def add(self, facts: Iterable[PackedFact]) -> list[PackedFact]:
         """Sends facts on, except those that are settled or on their way; those not known to be settled.
 
         Memory at twice its bound, the disk being full or slow, takes none: they are left in their tokens,
         and whoever waits for them hears that they are not recorded.
         """
+        return [fact for fact in self.add_all(facts) if fact is not None]
+
+    def add_all(self, facts: Iterable[PackedFact]) -> list[PackedFact | None]:
+        """As `add`, with None in the place of a fact that is settled."""
         had_none = not self._queue
-        unsettled = []
-        for fact in facts:
-            if (key := fact.key) in self._settled:
-                continue
-            unsettled.append(fact)
-            if (known := self._pending.get(key)) is not None:
-                if not fact.sequence:
-                    fact.incarnation, fact.sequence = known.incarnation, known.sequence
-            elif len(self._pending) < self._most_pending:
-                if not fact.sequence:
-                    self._sequence += 1
-                    fact.incarnation, fact.sequence = self._incarnation, self._sequence
-                self._take(fact)
+        unsettled = [self._admit(fact) for fact in facts]
         # Otherwise the sender's timer is set already.
         if had_none or self._groups or len(self._queue) >= self._config.max_batch_facts:
             self._wake.set()
@@ -203,8 +200,10 @@ class Uplink:
             self._begin_overflow()
         return unsettled
 
-    async def settle(self, facts: Sequence[training_pb2.Fact]) -> int | None:
+    async def settle(self, facts: Sequence[PackedFact], wait_ms: float | None = None) -> int | None:
         """Returns when all the facts are settled: the journal's cursor, or None when they are only spooled.
+
+        `wait_ms`: how long the learner is waited for before the disk is, `settle_wait_ms` if not given.
 
         Raises SpoolFullError when neither the learner nor the disk takes them, FactRefusedError when the
         learner will never take them.
@@ -219,14 +218,14 @@ class Uplink:
                 self._take(fact)
         self.add(facts)
         try:
-            return await asyncio.wait_for(asyncio.shield(group.done), self._patience_s())
+            return await asyncio.wait_for(asyncio.shield(group.done), self._patience_s(wait_ms))
         except asyncio.TimeoutError:
             await self.spool(facts)
             return None
         finally:
             self._forget(group, facts)
 
-    async def spool(self, facts: Sequence[training_pb2.Fact]) -> None:
+    async def spool(self, facts: Sequence[PackedFact]) -> None:
         """Returns when the facts are fsynced, from where they will be sent on; raises SpoolFullError."""
         await self._spool.append(facts)
         self._settled.add([fact.key for fact in facts])
@@ -266,20 +265,33 @@ class Uplink:
     def _unsent(self) -> bool:
         return bool(self._pending) or self._spool.oldest() is not None
 
-    def _take(self, fact: training_pb2.Fact) -> None:
+    def _admit(self, fact: PackedFact) -> PackedFact | None:
+        """The fact of this key that is on its way, this one if there is room; None: it is settled."""
+        if fact.key in self._settled:
+            return None
+        if (known := self._pending.get(fact.key)) is not None:
+            return known
+        if len(self._pending) < self._most_pending:
+            if not fact.sequence:
+                self._sequence += 1
+                fact = fact.numbered(self._incarnation, self._sequence)
+            self._take(fact)
+        return fact
+
+    def _take(self, fact: PackedFact) -> None:
         self._pending[fact.key] = fact
         self._queue.append(fact.key)
 
     # Waiting for facts to be settled.
 
-    def _patience_s(self) -> float:
+    def _patience_s(self, wait_ms: float | None) -> float:
         """What is left of the wait for a learner that has been away for some time already."""
-        patience_s = self._config.settle_wait_ms / 1000
+        patience_s = (self._config.settle_wait_ms if wait_ms is None else wait_ms) / 1000
         if not self._connected:
             patience_s -= time.monotonic() - self._away_since
         return max(patience_s, 0.0)
 
-    def _forget(self, group: _Group, facts: Iterable[training_pb2.Fact]) -> None:
+    def _forget(self, group: _Group, facts: Iterable[PackedFact]) -> None:
         for fact in facts:
             groups = [each for each in self._groups.get(fact.key, ()) if each is not group]
             if groups:
@@ -430,19 +442,17 @@ class Uplink:
             if timer is not None:
                 timer.cancel()
 
-    def _next_live(self) -> list[training_pb2.Fact]:
-        facts: list[training_pb2.Fact] = []
+    def _next_live(self) -> list[PackedFact]:
+        facts: list[PackedFact] = []
         size = 0
         while self._queue and len(facts) < self._config.max_batch_facts and size < _MAX_BATCH_BYTES:
             fact = self._pending.get(self._queue.popleft())
             if fact is not None:
                 facts.append(fact)
-                size += fact.ByteSize()
+                size += len(fact.body)
         return facts
 
-    async def _send_batch(
-        self, stream: _Stream, facts: list[training_pb2.Fact], segment: Path | None
-    ) -> None:
+    async def _send_batch(self, stream: _Stream, facts: list[PackedFact], segment: Path | None) -> None:
         stream.sequence += 1
         batch = training_pb2.FactBatch(sequence=stream.sequence)
         now = time.monotonic()
@@ -453,7 +463,8 @@ class Uplink:
         stream.sent_at = now
         stream.in_flight.append(_Batch(stream.sequence, [fact.key for fact in facts], now, segment))
         try:
-            await stream.call.write(with_parts(batch, training_pb2.FactBatch.FACTS_FIELD_NUMBER, facts))
+            bodies = [fact.body for fact in facts]
+            await stream.call.write(with_parts(batch, training_pb2.FactBatch.FACTS_FIELD_NUMBER, bodies))
         except asyncio.InvalidStateError as error:
             raise LearnerAwayError("the stream has ended") from error
 
@@ -526,11 +537,11 @@ class Uplink:
                 raise LearnerAwayError(f"it left a batch unanswered for {self._config.ack_timeout_s:g} s")
 
 
-def _next_of(facts: deque[training_pb2.Fact], most: int) -> list[training_pb2.Fact]:
+def _next_of(facts: deque[PackedFact], most: int) -> list[PackedFact]:
     """Takes facts from the left, up to a number and a size."""
-    taken: list[training_pb2.Fact] = []
+    taken: list[PackedFact] = []
     size = 0
     while facts and len(taken) < most and size < _MAX_BATCH_BYTES:
         taken.append(facts.popleft())
-        size += taken[-1].ByteSize()
+        size += len(taken[-1].body)
     return taken

@@ -9,13 +9,18 @@
 # Certificates, keys and tokens come with the folder at run time; none is in the image.
 
 FROM python:3.12-slim-bookworm AS build
+# The turn path is compiled. Debian keeps one version of the compiler: none to pin.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
-COPY pyproject.toml README.md LICENSE constraints.txt ./
+COPY pyproject.toml hatch_build.py README.md LICENSE constraints.txt ./
 COPY client client
 COPY actor actor
 COPY learner learner
 COPY deploy/turnwise_deploy deploy/turnwise_deploy
-RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels . \
+RUN TURNWISE_COMPILE=yes pip wheel --no-cache-dir --no-deps --wheel-dir /wheels . \
     && python -m venv /opt/turnwise \
     && /opt/turnwise/bin/pip install --no-cache-dir -c constraints.txt "$(echo /wheels/turnwise-*.whl)[actor]"
 

@@ -12,7 +12,7 @@ import pytest
 
 from turnwise.v1 import dialogue_pb2 as pb
 from turnwise_actor.config import ActorConfig, StreamConfig, UplinkConfig
-from turnwise_actor.conversation import Conversation, Done
+from turnwise_actor.conversation import Conversation, Done, Request
 
 from .conftest import ActorFactory, eventually
 from .frontend import Frontend, fresh, read_status, seen
@@ -403,14 +403,14 @@ async def test_what_turns_out_to_need_the_disk_after_its_stream_has_broken_is_no
     begun: list[str] = []
     dones: list[Done] = []
 
-    async def by_disk() -> pb.ConverseReply:
+    async def by_disk() -> bytes:
         begun.append("by disk")
-        return pb.ConverseReply()
+        return b""
 
-    async def write(reply: pb.ConverseReply | bytes) -> None:
+    async def write(reply: bytes) -> None:
         begun.append("a reply")
 
-    def answer(request: pb.ConverseRequest, done: Done) -> None:
+    def answer(request: Request, done: Done) -> None:
         dones.append(done)
 
     conversation = Conversation(requests.get, write, answer, StreamConfig())

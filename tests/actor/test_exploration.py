@@ -14,8 +14,8 @@ import pytest
 
 from turnwise.v1 import dialogue_pb2 as pb
 from turnwise.v1 import training_pb2
-from turnwise_actor.dialogues import _Request
 from turnwise_actor.policy import Domain, Exploration, ModeExploration, Policy, probabilities
+from turnwise_actor.turns import Request
 
 from .conftest import ActorFactory, eventually, make_policy, version_in_force
 from .frontend import Frontend, seen
@@ -129,17 +129,17 @@ async def test_100_000_decisions_come_as_often_as_recorded(new_actor: ActorFacto
     """Through what decides every turn of the server, without sockets and tokens."""
     actor, bot = await new_actor()
     actor.policies.install(make_exploring(domain, SOFT))
-    dialogues = actor._dialogues
+    turns = actor._dialogues._turns
     token = (await bot.start("d")).token
     request = pb.ActRequest(token=token, observation=seen(), request_id="0")
-    asked = dialogues._ask(_Request(request, pb.Turn(), lambda outcome: None, came_at=0.0))
+    asked = turns._ask(Request(request, lambda outcome: None, came_at=0.0))
     actions = Counter[str]()
     for first in range(0, 100_000, 250):
         batch = [
             replace(asked, turn=pb.Turn(), request=pb.ActRequest(observation=seen(), request_id=str(number)))
             for number in range(first, first + 250)
         ]
-        dialogues._decide(batch)
+        turns._decide(batch)
         actions.update(each.turn.action for each in batch)
     assert deviation(actions, implied(SOFT, (), domain), domain) < 4
     assert deviation(actions, implied(replace(SOFT, temperature=0.21), (), domain), domain) > 4

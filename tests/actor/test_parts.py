@@ -10,6 +10,7 @@ from turnwise_actor.parts import with_parts
 def test_a_message_with_parts_is_that_message(sizes: list[int]) -> None:
     facts = [training_pb2.Fact(key=f"k{size}", dialogue_id="d" * size) for size in sizes]
     head = token_pb2.TokenState(issued_ms=7, user="ann", unrecorded=["x"])
-    whole = with_parts(head, token_pb2.TokenState.UNSETTLED_FIELD_NUMBER, facts)
+    bodies = [fact.SerializeToString() for fact in facts]
+    whole = with_parts(head, token_pb2.TokenState.UNSETTLED_FIELD_NUMBER, bodies)
     head.unsettled.extend(facts)
     assert token_pb2.TokenState.FromString(whole) == head

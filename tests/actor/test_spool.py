@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from turnwise.v1 import training_pb2
+from turnwise_actor.facts import PackedFact, pack
 from turnwise_actor.spool import Spool, SpoolFullError
 
 
-def fact(key: str, size: int = 0) -> training_pb2.Fact:
-    return training_pb2.Fact(key=key, dialogue_id="d", started=training_pb2.Started(user="u" * size))
+def fact(key: str, size: int = 0) -> PackedFact:
+    return pack(training_pb2.Fact(key=key, dialogue_id="d", started=training_pb2.Started(user="u" * size)))
 
 
 def open_spool(parent: Path, name: str = "a", max_bytes: int = 10_000, segment_bytes: int = 1000) -> Spool:

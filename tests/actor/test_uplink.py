@@ -12,6 +12,7 @@ import pytest
 from turnwise.v1 import training_pb2
 from turnwise_actor.access.client_access import ClientAccess, Link
 from turnwise_actor.config import ActorConfig, UplinkConfig
+from turnwise_actor.facts import PackedFact, pack
 from turnwise_actor.spool import Spool
 from turnwise_actor.uplink import Uplink
 
@@ -43,11 +44,9 @@ class Rig:
         return clean
 
 
-def facts(*keys: object) -> list[training_pb2.Fact]:
-    return [
-        training_pb2.Fact(key=str(key), dialogue_id="d", started=training_pb2.Started(user="u" * 50))
-        for key in keys
-    ]
+def facts(*keys: object) -> list[PackedFact]:
+    begun = training_pb2.Started(user="u" * 50)
+    return [pack(training_pb2.Fact(key=str(key), dialogue_id="d", started=begun)) for key in keys]
 
 
 async def test_what_comes_in_one_tick_goes_in_one_batch(tmp_path: Path, learner: LearnerEnd) -> None:
@@ -69,7 +68,7 @@ async def test_the_newest_settled_facts_are_known_and_the_oldest_forgotten(
         await rig.uplink.settle(facts(number))
     assert rig.uplink.add(facts(*range(35, 45))) == []
     forgotten = facts(*range(20))
-    assert rig.uplink.add(forgotten) == forgotten
+    assert [fact.key for fact in rig.uplink.add(forgotten)] == [fact.key for fact in forgotten]
     await eventually(lambda: len(learner.deliveries) == 45 + 20)  # again: harmless, as facts are keyed
     assert await rig.close()
 
@@ -113,11 +112,8 @@ async def test_beyond_its_bound_memory_goes_to_the_disk_oldest_first_and_comes_b
 
 async def test_facts_are_numbered_by_the_first_who_takes_them_up(tmp_path: Path, learner: LearnerEnd) -> None:
     rig = Rig(tmp_path, learner, FAST)
-    (elsewhere,) = facts("of another")
-    elsewhere.incarnation, elsewhere.sequence = 9, 40
-    (again,) = facts("b")
-    rig.uplink.add([*facts("a", "b"), elsewhere])
-    rig.uplink.add([again, *facts("c")])
+    rig.uplink.add([*facts("a", "b"), facts("of another")[0].numbered(9, 40)])
+    again, _ = rig.uplink.add(facts("b", "c"))
     assert (again.incarnation, again.sequence) == (7, 2)
     await eventually(lambda: rig.uplink.pending_facts == 0)
     given = {key: (fact.incarnation, fact.sequence) for key, fact in learner.facts.items()}

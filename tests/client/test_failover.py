@@ -202,7 +202,7 @@ def test_a_connection_that_fell_silent_is_replaced():
 def test_more_than_256_calls_at_once_wait_for_room():
     with FakeActor() as actor, turnwise.Client(actor.address, timeout=30) as bot:
         most = 0
-        actor.delay(0.3)
+        actor.delay(1.5)  # long enough for a busy machine to start all the threads
         threads = [
             threading.Thread(target=bot.feedback, args=("d", "e"), kwargs={"reward": 1}) for _ in range(300)
         ]

@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from turnwise.testing import FakeActor
+from turnwise_actor.compiled import compiled
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -97,6 +99,12 @@ def test_no_bytes_from_the_network_are_unpickled_or_run() -> None:
     assert what_runs_the_bytes_it_reads("import numpy\nnumpy.load(file, allow_pickle=True)") == {
         "allow_pickle"
     }
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+def test_the_turn_path_is_compiled_where_there_is_a_compiler() -> None:
+    assert compiled("forward") is not None
+    assert compiled("turns") is not None
 
 
 @pytest.mark.parametrize("module", ["turnwise_actor.__main__", "turnwise_learner.__main__"])

@@ -77,6 +77,7 @@ def test_what_is_copied_suffices_for_the_wheel(recipe: Path) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     wanted = [
         "pyproject.toml",
+        "hatch_build.py",
         project["project"]["readme"],
         *project["project"]["license-files"],
         *project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"],

@@ -26,6 +26,7 @@ from turnwise.v1 import dialogue_pb2, status_pb2, token_pb2, training_pb2
 from turnwise_actor.access.credentials import CredentialFileError, read_credentials
 from turnwise_actor.checks import Checks
 from turnwise_actor.errors import BadRequestError, TokenError
+from turnwise_actor.facts import pack
 from turnwise_actor.policy import (
     Domain,
     DomainError,
@@ -135,7 +136,7 @@ def _mapped(drawn: bytes) -> Policy:
 
 def spool(wild: Wild) -> bytes:
     """Of a damaged spool what comes before the damage is read."""
-    whole = MAGIC + _encode([wild.message(training_pb2.Fact) for _ in range(wild.integer(1, 4))])
+    whole = MAGIC + _encode([pack(wild.message(training_pb2.Fact)) for _ in range(wild.integer(1, 4))])
     drawn = wild.damaged(whole)
     read, good = _decode(drawn)
     assert good <= len(drawn)

@@ -12,7 +12,7 @@ import base64
 import json
 import pickle
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +23,9 @@ from turnwise.v1 import dialogue_pb2 as pb
 from turnwise.v1 import training_pb2
 from turnwise_actor.config import TokenConfig
 from turnwise_actor.dialogues import Dialogues
+from turnwise_actor.facts import PackedFact
 from turnwise_actor.policy import Domain, Exploration, Policy, PolicyVersion, initial_policy
+from turnwise_actor.requests import read_act
 from turnwise_actor.spool import SpoolFullError
 from turnwise_actor.tokens import KeyRing, Tokens
 from turnwise_actor.uplink import Uplink
@@ -86,9 +88,9 @@ class Learner:
         self.up = False
         await self.journal.close()
 
-    async def append(self, facts: Sequence[training_pb2.Fact], actor: str) -> int:
+    async def append(self, facts: Sequence[PackedFact], actor: str) -> int:
         """Commits facts; their highest position."""
-        rows, refused = to_rows(facts, actor)
+        rows, refused = to_rows([training_pb2.Fact.FromString(fact.body) for fact in facts], actor)
         assert not refused, refused
         return await (await self.journal.append(rows))
 
@@ -150,8 +152,8 @@ class Outbox:
     name: str
     connected: bool = True
     disk_full: bool = False
-    pending: dict[str, training_pb2.Fact] = field(default_factory=dict)
-    disk: list[training_pb2.Fact] = field(default_factory=list)
+    pending: dict[str, PackedFact] = field(default_factory=dict)
+    disk: list[PackedFact] = field(default_factory=list)
     settled: set[str] = field(default_factory=set)
 
     @property
@@ -164,13 +166,19 @@ class Outbox:
     def can_record(self) -> bool:
         return not self.disk_full or self.reaches
 
-    def add(self, facts: Iterable[training_pb2.Fact]) -> list[training_pb2.Fact]:
+    def add(self, facts: Iterable[PackedFact]) -> list[PackedFact]:
         unsettled = [fact for fact in facts if fact.key not in self.settled]
         for fact in unsettled:
             self.pending.setdefault(fact.key, fact)
         return unsettled
 
-    async def settle(self, facts: Sequence[training_pb2.Fact]) -> int | None:
+    def add_all(self, facts: Iterable[PackedFact]) -> list[PackedFact | None]:
+        return [next(iter(self.add([fact])), None) for fact in facts]
+
+    def known(self) -> tuple[Mapping[str, PackedFact], Set[str], Set[str]]:
+        return self.pending, self.settled, frozenset()
+
+    async def settle(self, facts: Sequence[PackedFact], wait_ms: float | None = None) -> int | None:
         self.settled -= {fact.key for fact in facts}
         self.add(facts)
         if not self.reaches:
@@ -178,7 +186,7 @@ class Outbox:
             return None
         return await self._send(facts)
 
-    async def spool(self, facts: Sequence[training_pb2.Fact]) -> None:
+    async def spool(self, facts: Sequence[PackedFact]) -> None:
         if self.disk_full:
             raise SpoolFullError("the disk is full")
         self.disk += facts
@@ -205,7 +213,7 @@ class Outbox:
         self.pending.clear()
         self.settled.clear()
 
-    async def _send(self, facts: Sequence[training_pb2.Fact]) -> int:
+    async def _send(self, facts: Sequence[PackedFact]) -> int:
         cursor = await self.learner.append(facts, self.name)
         for fact in facts:
             self.pending.pop(fact.key, None)
@@ -219,6 +227,8 @@ class Actor:
     def __init__(self, name: str, keys: Path, learner: Learner) -> None:
         self.name = name
         self.outbox = Outbox(learner, name)
+        self._read_by_protobuf = False
+        """Every other request, as those that are not plain are, and all where nothing is compiled."""
         self._keys, self._domain = keys, learner.domain
         self._policy = make_policy(self._domain, 1, 0)
         self.start()
@@ -244,7 +254,9 @@ class Actor:
             case pb.StartDialogueRequest():
                 return await self.dialogues.start(request)
             case pb.ActRequest():
-                return await self.dialogues.act(request)
+                self._read_by_protobuf = not self._read_by_protobuf
+                act = request if self._read_by_protobuf else read_act(request.SerializeToString())
+                return pb.Turn.FromString(await self.dialogues.act(act))
             case pb.FeedbackRequest():
                 return await self.dialogues.give_feedback(request)
             case pb.EndRequest():

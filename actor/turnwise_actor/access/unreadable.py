@@ -8,8 +8,8 @@ stream with its status.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
-from typing import Any, NoReturn
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, NoReturn, cast
 
 import grpc.aio
 from google.protobuf.message import DecodeError
@@ -32,9 +32,13 @@ class UnreadableRequests(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     """Answers them for every method of one server. Comes after a Guard, which asks first who calls.
 
     Replies that a servicer has serialized already go as they are.
+
+    Args:
+        readers: Of methods whose requests are not read by protobuf alone. They raise DecodeError, too.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, readers: Mapping[str, Read] | None = None) -> None:
+        self._readers = readers or {}
         self._handlers: dict[str, Any] = {}
 
     async def intercept_service(
@@ -46,7 +50,8 @@ class UnreadableRequests(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             return None
         if method not in self._handlers:
             around = _stream if handler.response_streaming else _call
-            read = _reader(handler.request_deserializer, method, handler.request_streaming)
+            own = cast(Read, handler.request_deserializer)
+            read = _reader(self._readers.get(method, own), method, handler.request_streaming)
             write = _writer(handler.response_serializer)
             self._handlers[method] = rebuilt(handler, around(behaviour_of(handler)), read, write)
         return self._handlers[method]

@@ -87,28 +87,34 @@ class Encoder:
 
     size: int
     """Number of inputs."""
+    text_size: int
+    """Hashed inputs of the text; 0: the domain has none."""
+    slot_at: dict[str, int]
+    """First input of each slot."""
+    features_at: int
+    history_at: int
 
     def __init__(self, domain: Domain) -> None:
         state = domain.state
-        self._text_size = state.text.size if state.text else 0
+        self.text_size = state.text.size if state.text else 0
         self._features = state.features
         self._history = state.history
         self._slots = dict(state.slots)
         self._action_ids = domain.action_ids
         self._action_index = domain.action_index
-        self._slot_at: dict[str, int] = {}
-        at = self._text_size + 1 if state.text else 0
+        self.slot_at = {}
+        at = self.text_size + 1 if state.text else 0
         for name, slot in self._slots.items():
-            self._slot_at[name] = at
+            self.slot_at[name] = at
             at += _slot_width(slot)
-        self._features_at = at
-        self._history_at = at + self._features
+        self.features_at = at
+        self.history_at = at + self._features
         self._category_at = {
-            name: {word: self._slot_at[name] + 1 + i for i, word in enumerate(slot.categories)}
+            name: {word: self.slot_at[name] + 1 + i for i, word in enumerate(slot.categories)}
             for name, slot in self._slots.items()
             if isinstance(slot, CategorySlot)
         }
-        self.size = self._history_at + self._history * len(self._action_ids)
+        self.size = self.history_at + self._history * len(self._action_ids)
 
     def validate(self, raw: RawObservation) -> None:
         """Checks an observation against the domain.
@@ -146,17 +152,17 @@ class Encoder:
         """Writes the inputs of an observation that is known to be valid to <float32>[size] `x`, all zero."""
         if raw.text is not None:
             x[0] = 1.0
-            _encode_text(raw.text, self._text_size, x)
+            encode_text(raw.text, self.text_size, x)
         for name, value in raw.slots.items():
             self._encode_slot(name, value, x)
         if self._features and raw.features is not None:
-            x[self._features_at : self._history_at] = raw.features
+            x[self.features_at : self.history_at] = raw.features
         if self._history and history:
             self._encode_history(history, x)
 
     def feature_names(self) -> list[str]:
         """A name for every input, unique, the same in every grown domain."""
-        names = ["text", *(f"text[{i}]" for i in range(self._text_size))] if self._text_size else []
+        names = ["text", *(f"text[{i}]" for i in range(self.text_size))] if self.text_size else []
         for name, slot in self._slots.items():
             names += [f"slots[{name}]{suffix}" for suffix in _slot_suffixes(slot)]
         names += [f"features[{i}]" for i in range(self._features)]
@@ -164,7 +170,7 @@ class Encoder:
         return names
 
     def _validate_text(self, text: object, violations: list[FieldViolation]) -> None:
-        if not self._text_size:
+        if not self.text_size:
             violations.append(FieldViolation("observation.text", show(text), "none: the domain has no text"))
         elif not isinstance(text, str):
             violations.append(FieldViolation("observation.text", show(text), "a string"))
@@ -200,7 +206,7 @@ class Encoder:
                 violations.append(FieldViolation(where, got, _FEATURE_WANTED))
 
     def _encode_slot(self, name: str, value: str | float | bool, x: Float32) -> None:
-        slot, at = self._slots[name], self._slot_at[name]
+        slot, at = self._slots[name], self.slot_at[name]
         x[at] = 1.0
         if isinstance(slot, CategorySlot):
             places = self._category_at[name]
@@ -220,7 +226,7 @@ class Encoder:
                 hint = did_you_mean(action_id, self._action_ids)
                 where = f"history[{len(history) - 1 - lag}]"
                 raise EncodingError([FieldViolation(where, show(action_id), f"an action id{hint}")])
-            x[self._history_at + lag * actions + index] = 1.0
+            x[self.history_at + lag * actions + index] = 1.0
 
 
 def _slot_width(slot: Slot) -> int:
@@ -259,7 +265,7 @@ def words_of(text: str) -> list[str]:
     return [word.strip("'") or word for word in words] if "'" in text else words
 
 
-def _encode_text(text: str, size: int, x: Float32) -> None:
+def encode_text(text: str, size: int, x: Float32) -> None:
     """Writes the hashed words of a text to x[1 : 1 + size]."""
     places: list[int] = []
     weights: list[float] = []

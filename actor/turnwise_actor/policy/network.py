@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from turnwise_actor.compiled import FORWARD
 from turnwise_actor.policy.spec import LAYER_NORM_EPS, NetworkSpec
 
 Float32 = npt.NDArray[np.float32]
@@ -41,6 +43,9 @@ def _is_finite(flat: npt.NDArray[np.generic]) -> bool:
 class Network:
     """Q-values of one set of parameters. Immutable; safe to share between threads."""
 
+    forward: Any
+    """The compiled forward pass; None: there is none, or the parameters are too large to be held twice."""
+
     def __init__(self, spec: NetworkSpec, parameters: Mapping[str, Float32]) -> None:
         check_parameters(spec, parameters)
         self.spec = spec
@@ -48,6 +53,14 @@ class Network:
         self._activate = _ACTIVATIONS[spec.activation]
         self._head_weight = np.ascontiguousarray(parameters["head.weight"])
         self._head_bias = np.ascontiguousarray(parameters["head.bias"])
+        self.forward = self._compiled()
+
+    def _compiled(self) -> Any:
+        head = _Layer(self._head_weight, self._head_bias, None, None, centred=False)
+        if FORWARD is None or any(layer.weight.size >= _SMALL for layer in (*self._layers, head)):
+            return None
+        parts = [(layer.weight, layer.bias, layer.scale, layer.shift) for layer in (*self._layers, head)]
+        return FORWARD.Forward(parts, self.spec.activation, LAYER_NORM_EPS)
 
     def q_values(self, obs: Float32) -> Float32:
         """Q-values of one observation or of a batch; the same to the last bit in any batch.
@@ -65,6 +78,9 @@ class Network:
         if obs.ndim == 1:
             one: Float32 = self.q_values(obs[None])[0]
             return one
+        if self.forward is not None:
+            compiled: Float32 = self.forward.q_values(obs)
+            return compiled
         # A matrix-vector product a row: BLAS adds up in another order for another number of rows, and an
         # answer must not depend on who else asked at the same moment. A few rows at once are hardly faster.
         x: Float32 = np.ascontiguousarray(obs)[:, None, :]

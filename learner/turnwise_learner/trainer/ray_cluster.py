@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import Any
 
 import ray
@@ -19,12 +20,29 @@ def do_without_ray() -> None:
     env_runner_group.ray = _InThisProcess()
 
 
+logger = logging.getLogger(__name__)
+
+
 def start_ray(learners: int = 0) -> None:
-    """Starts a Ray of this process's own.
+    """Starts a Ray of this process's own; tries it once more where Ray's first process does not come up.
 
     Args:
         learners: Remote ones, which need a CPU each.
     """
+    # Chosen for our own gRPC (`turnwise_actor/__init__.py`), not for the one that is built into Ray.
+    chosen = os.environ.pop("GRPC_EXPERIMENTS", None)
+    try:
+        _start(learners)
+    except RuntimeError as error:
+        logger.warning("Ray did not start, and is started again: %s", error)
+        ray.shutdown()
+        _start(learners)
+    finally:
+        if chosen is not None:
+            os.environ["GRPC_EXPERIMENTS"] = chosen
+
+
+def _start(learners: int) -> None:
     ray.init(
         address="local",
         num_cpus=1 + learners,

@@ -22,6 +22,7 @@ from tests.object_store import Buckets, _cloud, buckets, free_port  # noqa: F401
 from turnwise.v1 import training_pb2, training_pb2_grpc
 from turnwise_actor.access.client_access import ClientAccess, Link
 from turnwise_actor.config import UplinkConfig
+from turnwise_actor.facts import pack
 from turnwise_actor.spool import Spool
 from turnwise_actor.uplink import Uplink
 from turnwise_cli.sequences import Sequences
@@ -125,7 +126,7 @@ async def test_an_actor_goes_on_with_a_learner_that_lost_its_last_facts(
 ):
     config = with_store(listen=f"127.0.0.1:{free_port()}")
     store, as_it_was = tmp_path / "store", tmp_path / "as-it-was"
-    a, b, c = (make_facts(name, 2) for name in "abc")
+    a, b, c = (list(map(pack, make_facts(name, 2))) for name in "abc")
     link = Link(config.listen, ClientAccess(), [("grpc.max_reconnect_backoff_ms", 200)])
     spool = Spool(tmp_path / "spool", "a", max_bytes=1_000_000, segment_bytes=2_000)
     patient = UplinkConfig(settle_wait_ms=20_000, reconnect_min_s=0.02, reconnect_max_s=0.1)

@@ -1,0 +1,24 @@
+"""What a C compiler made of the turn path when the package was built; without it, the same is done in Python.
+
+`TURNWISE_COMPILED=no` does without it, for comparison.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from types import ModuleType
+
+
+def compiled(name: str) -> ModuleType | None:
+    """A module of this folder; None: it was not built, or is not wanted."""
+    if os.environ.get("TURNWISE_COMPILED") == "no" or sys.byteorder != "little":
+        return None
+    try:
+        return import_module(f"{__name__}.{name}")
+    except ModuleNotFoundError:
+        return None
+
+
+FORWARD = compiled("forward")

@@ -1,0 +1,879 @@
+# cython: language_level=3, boundscheck=False, initializedcheck=False, cdivision=True
+"""The turns that are as they should be, compiled: opened, checked, decided, written down and sealed a batch at a time.
+
+Whatever is out of the ordinary is left to `turns.Turns`: what is wrong with a request and has to be named, a token that is
+too old or too full, an idle dialogue, a disk that is needed. So nothing is refused here, and what is answered here is
+answered as there, to the bit.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.math cimport fabsf, isfinite
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from turnwise_actor.compiled.forward cimport Forward
+from turnwise_actor.compiled.wire cimport (
+    Reader, Span, field_size, inside, number_size, put_field, put_head, put_number, put_raw, put_text, read_fixed64,
+    read_span, read_varint, skip, text_size,
+)
+
+import hashlib
+import os
+
+import numpy as np
+
+from turnwise.v1 import dialogue_pb2
+from turnwise_actor import facts
+from turnwise_actor.errors import RequestError
+from turnwise_actor.facts import PackedFact
+from turnwise_actor.policy import BoolSlot, CategorySlot, NumberSlot, probabilities
+from turnwise_actor.policy.encoder import MAX_FEATURE, encode_text
+
+cdef extern from "Python.h":
+    object PyUnicode_DecodeUTF8(const char*, Py_ssize_t, const char*)
+
+cdef enum:
+    MOST_REQUESTS = 256
+    CATEGORY = 1
+    NUMBER = 2
+    FLAG = 3
+    ID_DIGITS = 32
+
+cdef float _LARGEST = MAX_FEATURE
+cdef Py_ssize_t _MOST_REQUEST_ID = 64
+cdef Py_ssize_t _MOST_TEXT = 8192
+cdef Py_ssize_t _TOKEN_HEAD = 18
+cdef Py_ssize_t _TAG = 16
+cdef object _blake2b = hashlib.blake2b
+cdef object _new_tuple = tuple.__new__
+
+
+# Requests.
+
+cdef class Act:
+    """A request for a turn that is well formed, and in the one form in which protobuf itself would write it."""
+
+    cdef readonly unsigned long long correlation_id
+    cdef readonly unsigned int timeout_ms
+    cdef bint _lone
+    """Not of a stream: answered with a Turn, not with a ConverseReply that has it."""
+    cdef Py_ssize_t _place
+    cdef bytes _content
+    cdef Span _act, _token, _request_id, _observation, _features, _before_slots, _after_slots
+    cdef bint _has_text, _has_features
+    cdef object _text
+    cdef list _slots
+    """(name, CATEGORY, NUMBER or FLAG, value, the field as it came)."""
+    cdef list _allowed
+
+    # What its token says.
+    cdef bytes _plain
+    cdef object _key
+    cdef Span _dialogue, _user, _parent
+    cdef uint64_t _index, _mode
+    cdef int64_t _issued_ms
+    cdef list _history
+    cdef list _unsettled
+    """The facts that the next token has to carry."""
+    cdef bint _has_strange
+    """... some of them unknown here: another actor's."""
+
+    # What was decided.
+    cdef int _action
+    cdef float _probability
+    cdef str _name
+    """The decision's id; as bytes, `_decision`."""
+    cdef bytes _mask, _chances, _values, _seed, _decision, _say
+
+    def message(self):
+        """The same as an ActRequest."""
+        return dialogue_pb2.ActRequest.FromString(_bytes(self._act))
+
+    def reply(self, bytes turn not None):
+        """What answers it, serialized, given its Turn."""
+        cdef bytes reply
+        if self._lone:
+            return turn
+        reply = PyBytes_FromStringAndSize(NULL, self._around(PyBytes_GET_SIZE(turn)) + PyBytes_GET_SIZE(turn))
+        put_raw(self._begin(_start(reply), PyBytes_GET_SIZE(turn)), _start(turn), PyBytes_GET_SIZE(turn))
+        return reply
+
+    cdef Py_ssize_t _around(self, Py_ssize_t turn_size) noexcept:
+        """Bytes of the reply that come before a Turn of so many."""
+        return 0 if self._lone else number_size(self.correlation_id) + field_size(turn_size) - turn_size
+
+    cdef uint8_t* _begin(self, uint8_t* to, Py_ssize_t turn_size) noexcept:
+        """Writes them."""
+        return to if self._lone else put_head(put_number(to, 1, self.correlation_id), 3, turn_size)
+
+
+def read_act(bytes content not None):
+    """An Act of a serialized ActRequest; None where protobuf has to be asked."""
+    cdef Act act = Act.__new__(Act)
+    act._lone = True
+    act._content = content
+    act._act = _span(content)
+    return act if _read_act(act) else None
+
+
+def read_converse(bytes content not None):
+    """The Acts of a serialized ConverseRequest, those in `also` included; None where protobuf has to be asked."""
+    cdef list acts = []
+    return acts if _read_converse(content, _span(content), acts, True) else None
+
+
+cdef bint _read_converse(bytes content, Span span, list acts, bint outer):
+    cdef Act act = Act.__new__(Act)
+    cdef Reader reader = inside(span)
+    cdef Span part
+    cdef uint64_t number
+    cdef uint8_t tag, before = 0
+    act._content = content
+    acts.append(act)
+    if len(acts) > MOST_REQUESTS:
+        return False
+    while reader.at < reader.end:
+        tag = reader.at[0]
+        reader.at += 1
+        if tag < before or (tag == before and tag != 0x3A):
+            return False
+        before = tag
+        if tag == 0x08:
+            if not read_varint(&reader, &number):
+                return False
+            act.correlation_id = number
+        elif tag == 0x10:
+            if not read_varint(&reader, &number) or number > 0xFFFFFFFF:
+                return False
+            act.timeout_ms = <unsigned int> number
+        elif tag == 0x22:
+            if not read_span(&reader, &act._act):
+                return False
+        elif tag == 0x3A and outer:
+            if not read_span(&reader, &part) or not _read_converse(content, part, acts, False):
+                return False
+        else:
+            return False
+    return act._act.at != NULL and _read_act(act)
+
+
+cdef bint _read_act(Act act):
+    cdef Reader reader = inside(act._act)
+    cdef Span part
+    cdef uint8_t tag, before = 0
+    while reader.at < reader.end:
+        tag = reader.at[0]
+        reader.at += 1
+        if tag < before or (tag == before and tag != 0x1A) or not read_span(&reader, &part):
+            return False
+        before = tag
+        if tag == 0x0A:
+            act._token = part
+        elif tag == 0x12:
+            act._observation = part
+            if not _read_observation(act):
+                return False
+        elif tag == 0x1A:
+            name = _text(part)
+            if name is None:
+                return False
+            if act._allowed is None:
+                act._allowed = []
+            act._allowed.append(name)
+        elif tag == 0x22:
+            act._request_id = part
+            if not _is_text(part):
+                return False
+        else:
+            return False
+    return True
+
+
+cdef bint _read_observation(Act act):
+    """Fields in order, each in its shortest form, none that says nothing: as protobuf would write it again."""
+    cdef Reader reader = inside(act._observation)
+    cdef const uint8_t* field
+    cdef Span part
+    cdef uint8_t tag, before = 0
+    act._before_slots = Span(reader.at, 0)
+    act._after_slots = Span(reader.at, 0)
+    while reader.at < reader.end:
+        field = reader.at
+        tag = field[0]
+        reader.at += 1
+        if tag < before or (tag == before and tag != 0x12) or not read_span(&reader, &part):
+            return False
+        before = tag
+        if tag == 0x0A:
+            if part.size > _MOST_TEXT:
+                return False
+            act._text = _text(part)
+            if act._text is None:
+                return False
+            act._has_text = True
+            act._before_slots.size = reader.at - act._before_slots.at
+            act._after_slots.at = reader.at
+        elif tag == 0x12:
+            if not _read_slot(act, part, PyBytes_FromStringAndSize(<const char*> field, reader.at - field)):
+                return False
+            act._after_slots.at = reader.at
+        elif tag == 0x1A and part.size:
+            act._features = part
+            act._has_features = True
+        else:
+            return False
+    act._after_slots.size = reader.end - act._after_slots.at
+    return True
+
+
+cdef bint _read_slot(Act act, Span span, bytes field):
+    cdef Reader reader = inside(span)
+    cdef Span part
+    cdef uint64_t number
+    cdef double value
+    cdef uint8_t tag
+    if reader.at == reader.end or reader.at[0] != 0x0A:
+        return False
+    reader.at += 1
+    if not read_span(&reader, &part) or not part.size:
+        return False
+    name = _text(part)
+    if name is None or reader.at == reader.end:
+        return False
+    tag = reader.at[0]
+    reader.at += 1
+    if tag == 0x12:
+        if not read_span(&reader, &part):
+            return False
+        word = _text(part)
+        if word is None:
+            return False
+        slot = (name, CATEGORY, word, field)
+    elif tag == 0x19:
+        if not read_fixed64(&reader, &number):
+            return False
+        memcpy(&value, &number, 8)
+        slot = (name, NUMBER, value, field)
+    elif tag == 0x20:
+        if not read_varint(&reader, &number) or number > 1:
+            return False
+        slot = (name, FLAG, bool(number), field)
+    else:
+        return False
+    if act._slots is None:
+        act._slots = []
+    act._slots.append(slot)
+    return reader.at == reader.end
+
+
+cdef inline Span _span(bytes content):
+    return Span(<const uint8_t*> PyBytes_AS_STRING(content), PyBytes_GET_SIZE(content))
+
+
+cdef inline bytes _bytes(Span span):
+    return PyBytes_FromStringAndSize(<const char*> span.at, span.size)
+
+
+cdef object _text(Span span):
+    """None: not UTF-8."""
+    try:
+        return PyUnicode_DecodeUTF8(<const char*> span.at, span.size, NULL)
+    except UnicodeDecodeError:
+        return None
+
+
+cdef bint _is_text(Span span):
+    cdef Py_ssize_t i
+    for i in range(span.size):
+        if span.at[i] > 0x7F:
+            return _text(span) is not None
+    return True
+
+
+cdef inline uint8_t* _start(bytes content):
+    return <uint8_t*> PyBytes_AS_STRING(content)
+
+
+# Answers.
+
+cdef class Turns:
+    """Answers the plain turns of one actor, from the parts that `turns.Turns` has, too."""
+
+    cdef object _tokens, _policies, _uplink, _branches
+    cdef object _pending, _settled, _settled_before
+    """Where `Uplink.known` keeps what it knows of facts; as of this batch."""
+    cdef dict _seeders
+    """By key: HMAC's two hashes, which have taken in its secret."""
+    cdef bytes _domain_name, _fingerprint
+    cdef list _action_ids, _says
+    cdef dict _action_index, _slot_plans
+    cdef Py_ssize_t _inputs, _actions, _text_size, _feature_count, _features_at, _history_at, _history_length
+    cdef int64_t _idle_ms, _leeway_ms, _oldest_ms
+    cdef uint64_t _max_turns
+    cdef Py_ssize_t _most_facts, _most_fact_bytes, _most_token_bytes, _to_come_bytes
+    cdef object _policy, _network
+    cdef Forward _forward
+    cdef bytes _version, _version_text
+    cdef uint64_t _learned_through
+    cdef list _explorations
+    """By mode."""
+    cdef object _x, _q, _p, _masks
+    """Rows to work in: inputs, values, chances, what is allowed."""
+
+    def __init__(self, domain, encoder, tokens, policies, uplink, branches, config, overhead_bytes):
+        self._tokens, self._policies, self._uplink, self._branches = tokens, policies, uplink, branches
+        self._seeders = {}
+        self._domain_name = domain.name.encode()
+        self._fingerprint = domain.fingerprint.encode()
+        self._action_ids = [action_id.encode() for action_id in domain.action_ids]
+        self._says = [tuple([say.encode() for say in action.say]) for action in domain.actions]
+        self._action_index = {name: domain.action_index[name] for name in domain.action_ids}
+        self._actions = len(self._action_ids)
+        self._inputs = encoder.size
+        self._text_size = encoder.text_size
+        self._features_at, self._history_at = encoder.features_at, encoder.history_at
+        self._feature_count, self._history_length = domain.state.features, domain.state.history
+        self._slot_plans = {
+            name: _slot_plan(slot, encoder.slot_at[name]) for name, slot in domain.state.slots.items()
+        }
+        self._idle_ms = 1000 * domain.dialogue.idle_timeout_s
+        self._max_turns = domain.dialogue.max_turns
+        self._leeway_ms = int(1000 * config.clock_leeway_s)
+        self._oldest_ms = int(1000 * (config.max_age_s + config.clock_leeway_s))
+        self._most_facts, self._most_fact_bytes = config.max_facts, config.max_fact_bytes
+        self._most_token_bytes = config.max_token_bytes
+        self._to_come_bytes = 5 * self._actions + overhead_bytes
+
+    def answer(self, list acts not None):
+        """Of each: its reply, serialized; or why there is none; or None, where it is not for here to say."""
+        cdef list outcomes = [None] * len(acts), going = []
+        cdef Py_ssize_t place
+        cdef Act act
+        cdef int64_t now_ms
+        cdef dict keys = {}
+        policy = self._policies.current
+        if policy is None or not self._uplink.can_record:
+            return outcomes
+        self._use(policy)
+        self._pending, self._settled, self._settled_before = self._uplink.known()
+        now_ms = facts.now_ms()
+        for place, act in enumerate(acts):
+            if self._open(act, keys, now_ms):
+                if act._has_strange:
+                    act._unsettled = self._uplink.add(act._unsettled)
+                if self._is_sound(act):
+                    act._place = place
+                    going.append(act)
+        if going and self._decide(policy, going):
+            self._write(going, outcomes, now_ms)
+        return outcomes
+
+    cdef _use(self, policy):
+        """Makes ready for a policy; nothing to do for the one before."""
+        if policy is self._policy:
+            return
+        version = policy.version
+        self._policy, self._network = policy, policy.network
+        self._forward = self._network.forward
+        self._version_text = str(version).encode()
+        self._version = dialogue_pb2.PolicyVersion(
+            generation=version.generation, number=version.number
+        ).SerializeToString()
+        self._learned_through = policy.learned_through
+        self._explorations = [
+            policy.exploration.of(mode) for mode in ("teach", "teach", "serve", "shadow", "evaluate")
+        ]
+
+    # Tokens.
+
+    cdef bint _open(self, Act act, dict keys, int64_t now_ms):
+        """Opens the token; whether it is one to go on from here."""
+        cdef Span token = act._token
+        cdef Py_ssize_t head
+        cdef int64_t age_ms
+        if not _TOKEN_HEAD + _TAG <= token.size <= self._most_token_bytes or token.at[0] != 1:
+            return False
+        head = _TOKEN_HEAD + token.at[17]
+        if head + _TAG > token.size:
+            return False
+        head_id = PyBytes_FromStringAndSize(<const char*> token.at + 1, 4)
+        key = keys.get(head_id)
+        if key is None:
+            key = self._tokens.key_of(head_id)
+            if key is None:
+                return False
+            keys[head_id] = key
+        nonce = PyBytes_FromStringAndSize(<const char*> token.at + 5, 12)
+        sealed = PyBytes_FromStringAndSize(<const char*> token.at + head, token.size - head)
+        try:
+            act._plain = key.cipher.decrypt(
+                nonce, sealed, PyBytes_FromStringAndSize(<const char*> token.at, head) + self._domain_name
+            )
+        except Exception:
+            return False
+        act._key = key
+        act._dialogue = Span(token.at + _TOKEN_HEAD, head - _TOKEN_HEAD)
+        if not self._read_state(act):
+            return False
+        age_ms = now_ms - act._issued_ms
+        return (
+            -self._leeway_ms <= age_ms <= self._oldest_ms and age_ms <= self._idle_ms and act._index < self._max_turns
+        )
+
+    cdef bint _read_state(self, Act act):
+        cdef Reader reader = inside(_span(act._plain))
+        cdef Span part
+        cdef uint64_t number
+        cdef uint8_t tag
+        act._mode = dialogue_pb2.TEACH
+        act._history, act._unsettled, act._has_strange = [], [], False
+        while reader.at < reader.end:
+            tag = reader.at[0]
+            reader.at += 1
+            if tag == 0x08 or tag == 0x10 or tag == 0x18:
+                if not read_varint(&reader, &number):
+                    return False
+                if tag == 0x08:
+                    act._issued_ms = <int64_t> number
+                elif tag == 0x10:
+                    act._index = number
+                else:
+                    act._mode = number
+                continue
+            if not read_span(&reader, &part):
+                return False
+            if tag == 0x22:
+                act._user = part
+            elif tag == 0x2A:
+                act._parent = part
+            elif tag == 0x32:
+                if _bytes(part) in self._action_ids:  # a token of an older domain may name some that are gone
+                    act._history.append(_bytes(part))
+            elif tag == 0x3A:
+                if not self._read_fact(act, part):
+                    return False
+            elif tag != 0x42:  # turns that were not recorded have to be told of
+                return False
+        if len(act._history) > self._history_length:
+            act._history = act._history[len(act._history) - self._history_length:]
+        return 1 <= act._mode <= 4
+
+    cdef bint _read_fact(self, Act act, Span span):
+        """Keeps a fact that is not known to be settled; the one that is on its way, if there is."""
+        cdef Reader reader = inside(span)
+        cdef Span key, part
+        cdef uint64_t incarnation = 0, sequence = 0
+        cdef uint8_t tag
+        if span.size and span.at[0] == 0x0A:  # all that we have written begin with their key
+            reader.at += 1
+            if not read_span(&reader, &key):
+                return False
+            name = _text(key)
+            if name in self._settled or name in self._settled_before:
+                return True
+            known = self._pending.get(name)
+            if known is not None:
+                act._unsettled.append(known)
+                return True
+            while reader.at < reader.end:
+                tag = reader.at[0]
+                reader.at += 1
+                if tag == 0x51:
+                    if not read_fixed64(&reader, &incarnation):
+                        return False
+                elif tag == 0x58:
+                    if not read_varint(&reader, &sequence):
+                        return False
+                elif tag == 0x0A or tag > 0x7F or not skip(&reader, tag & 7):
+                    return False
+            if name is not None:
+                act._unsettled.append(_new_tuple(PackedFact, (name, _bytes(span), incarnation, sequence)))
+                act._has_strange = True
+                return True
+        return False
+
+    # Checks.
+
+    cdef bint _is_sound(self, Act act):
+        """Whether the domain takes the request, and the token to come has room for what is decided."""
+        cdef Py_ssize_t carried = 0, i
+        cdef const float* features = <const float*> act._features.at
+        cdef float value
+        if not 1 <= act._request_id.size <= _MOST_REQUEST_ID:
+            return False
+        if act._has_text and not self._text_size:
+            return False
+        if act._has_features != (self._feature_count > 0) or act._features.size != 4 * self._feature_count:
+            return False
+        for i in range(self._feature_count):
+            memcpy(&value, features + i, 4)
+            if not fabsf(value) <= _LARGEST:
+                return False
+        if act._slots is not None and not self._are_sound(act._slots):
+            return False
+        if act._allowed is not None:
+            for name in act._allowed:
+                if name not in self._action_index:
+                    return False
+        for fact in act._unsettled:
+            carried += PyBytes_GET_SIZE(fact[1])
+        return (
+            len(act._unsettled) < self._most_facts
+            and carried + act._observation.size + self._to_come_bytes <= self._most_fact_bytes
+        )
+
+    cdef bint _are_sound(self, list slots):
+        names = set()
+        for name, kind, value, _ in slots:
+            plan = self._slot_plans.get(name)
+            if plan is None or plan[0] != kind or name in names or (kind == NUMBER and not isfinite(value)):
+                return False
+            names.add(name)
+        return True
+
+    # Decisions.
+
+    cdef bint _decide(self, policy, list going) except -1:
+        """Chooses the actions; False: the policy gives no usable values here."""
+        cdef Py_ssize_t count = len(going), row, width = self._actions * sizeof(float)
+        cdef Act act
+        if self._x is None or len(self._x) < count:
+            self._x = np.empty((count, self._inputs), np.float32)
+            self._q, self._p = (np.empty((count, self._actions), np.float32) for _ in "qp")
+            self._masks = np.empty((count, self._actions), np.bool_)
+        cdef float[:, ::1] x = self._x, q = self._q, p = self._p
+        cdef uint8_t[:, ::1] masks = self._masks.view(np.uint8)
+        memset(&x[0, 0], 0, count * self._inputs * sizeof(float))
+        for row in range(count):
+            act = going[row]
+            self._encode(act, &x[row, 0], row)
+        if self._forward is not None:
+            self._forward.run(&x[0, 0], &q[0, 0], count)
+        else:
+            self._q[:count] = self._network.q_values(self._x[:count])
+        for row in range(count):
+            act = going[row]
+            act._mask = self._allow(act, &masks[row, 0])
+            if not _are_finite(&q[row, 0], &masks[row, 0], self._actions):
+                return False
+            exploration = self._explorations[act._mode]
+            if exploration.kind == "greedy":
+                _mix_greedy(&q[row, 0], &masks[row, 0], &p[row, 0], self._actions, exploration.epsilon)
+            else:
+                self._p[row] = probabilities(self._q[row], self._masks[row], exploration)
+        for row in range(count):
+            act = going[row]
+            act._seed = None
+            self._draw(act, &p[row, 0])
+            self._identify(act)
+            if act._allowed is not None:
+                _hide(&q[row, 0], &masks[row, 0], self._actions)
+            act._chances = PyBytes_FromStringAndSize(<const char*> &p[row, 0], width)
+            act._values = PyBytes_FromStringAndSize(<const char*> &q[row, 0], width)
+        return True
+
+    cdef _encode(self, Act act, float* x, Py_ssize_t row):
+        """Writes the policy's inputs to a row, all zero, that begins at `x`."""
+        cdef Py_ssize_t lag, at
+        cdef double number, value
+        if act._has_text:
+            x[0] = 1.0
+            encode_text(act._text, self._text_size, self._x[row])
+        if act._slots is not None:
+            for name, kind, given, _ in act._slots:
+                _, at, low, high, places = self._slot_plans[name]
+                x[at] = 1.0
+                if kind == CATEGORY:
+                    x[<Py_ssize_t> places.get(given, at + 1 + len(places))] = 1.0
+                elif kind == NUMBER:
+                    value = given
+                    number = min(max(value, <double> low), <double> high)
+                    x[at + 1] = number != value
+                    x[at + 2] = 2.0 * ((number - <double> low) / (<double> high - <double> low)) - 1.0
+                else:
+                    x[at + 1] = 1.0 if given else -1.0
+        if act._has_features:
+            memcpy(x + self._features_at, act._features.at, act._features.size)
+        for lag, name in enumerate(reversed(act._history)):
+            x[self._history_at + lag * self._actions + <Py_ssize_t> self._action_ids.index(name)] = 1.0
+
+    cdef bytes _allow(self, Act act, uint8_t* mask):
+        """Fills the mask; the same packed, empty where all is allowed."""
+        cdef Py_ssize_t i
+        cdef bytearray packed
+        memset(mask, act._allowed is None, self._actions)
+        if act._allowed is None:
+            return b""
+        for name in act._allowed:
+            mask[<Py_ssize_t> self._action_index[name]] = 1
+        packed = bytearray((self._actions + 7) // 8)
+        for i in range(self._actions):
+            packed[i // 8] |= mask[i] << (i % 8)
+        for i in range(self._actions):
+            if not mask[i]:
+                return bytes(packed)
+        return b""
+
+    cdef _draw(self, Act act, const float* p):
+        """The action, by the seed unless it is certain; and what to say."""
+        cdef Py_ssize_t i, best = 0, chosen = 0
+        cdef double total = 0.0, uniform, reached = 0.0
+        for i in range(self._actions):
+            if p[i] > p[best]:
+                best = i
+        chosen = best
+        if p[best] < 1.0:
+            for i in range(self._actions):
+                total += p[i]
+            digest = _blake2b(self._seed_of(act), digest_size=8).digest()
+            uniform = (int.from_bytes(digest, "little") >> 11) * 2.0**-53 * total
+            for i in range(self._actions):
+                reached += p[i]
+                if p[i] > 0.0:
+                    chosen = i  # rounding may leave the number at the very end: the last possible action is meant
+                if reached > uniform:
+                    break
+        act._action = <int> chosen
+        act._probability = p[chosen]
+        says = self._says[chosen]
+        if len(says) < 2:
+            act._say = says[0] if says else b""
+        else:
+            act._say = says[int.from_bytes(self._seed_of(act)[24:], "little") % len(says)]
+
+    cdef bytes _seed_of(self, Act act):
+        """As `policy.decision_seed`; asked for only where something is left to chance."""
+        if act._seed is None:
+            index = str(act._index).encode()
+            parts = (_bytes(act._dialogue), index, _bytes(act._request_id), self._version_text)
+            content = b"".join([len(part).to_bytes(4, "big") + part for part in parts])
+            states = self._seeders.get(act._key)
+            if states is None:
+                states = self._seeders[act._key] = _hmac_states(act._key.secret)
+            inner, outer = states[0].copy(), states[1].copy()
+            inner.update(content)
+            outer.update(inner.digest())
+            act._seed = outer.digest()
+        return act._seed
+
+    cdef _identify(self, Act act):
+        """The decision's id, as `decisions.decision_id` makes it."""
+        cdef bytes observation, action = self._action_ids[act._action], content
+        cdef uint8_t* to
+        if act._slots is None or len(act._slots) < 2:
+            observation = _bytes(act._observation)
+        else:
+            fields = [slot[3] for slot in sorted(act._slots, key=_slot_name)]
+            observation = b"".join([_bytes(act._before_slots), *fields, _bytes(act._after_slots)])
+        content = PyBytes_FromStringAndSize(
+            NULL,
+            24 + act._dialogue.size + act._parent.size + PyBytes_GET_SIZE(observation) + PyBytes_GET_SIZE(act._mask)
+            + PyBytes_GET_SIZE(action) + PyBytes_GET_SIZE(self._version_text),
+        )
+        to = _start(content)
+        to = _put_part(to, act._dialogue)
+        to = _put_part(to, act._parent)
+        to = _put_part(to, _span(observation))
+        to = _put_part(to, _span(act._mask))
+        to = _put_part(to, _span(action))
+        to = _put_part(to, _span(self._version_text))
+        act._name = _blake2b(content, digest_size=16).hexdigest()
+        act._decision = act._name.encode()
+
+    # What is written.
+
+    cdef _write(self, list going, list outcomes, int64_t now_ms):
+        """Facts to the uplink, tokens and turns to the outcomes."""
+        cdef Py_ssize_t at = 0
+        cdef Act act
+        cdef list written = [], made = []
+        cdef bytes nonces, token
+        for act in going:
+            try:
+                parent = _text(act._parent)
+                self._branches.add("" if parent else _text(act._dialogue), parent, act._name)
+            except RequestError as error:
+                outcomes[act._place] = error
+                continue
+            written.append(act)
+            made.append(self._fact(act, now_ms))
+        key = self._tokens.sealing_key
+        nonces = os.urandom(12 * len(written))
+        for act, fact in zip(written, self._uplink.add_all(made)):
+            if fact is not None:
+                act._unsettled.append(fact)
+            token = self._seal(act, key, nonces[at: at + 12], now_ms)
+            outcomes[act._place] = self._reply(act, token)
+            at += 12
+
+    cdef _fact(self, Act act, int64_t now_ms):
+        cdef str key = "d:" + act._name
+        cdef bytes action = self._action_ids[act._action], body, name
+        cdef Py_ssize_t decided = (
+            field_size(ID_DIGITS) + text_size(act._parent.size) + number_size(act._index)
+            + field_size(act._observation.size) + text_size(PyBytes_GET_SIZE(act._mask))
+            + field_size(PyBytes_GET_SIZE(action)) + field_size(PyBytes_GET_SIZE(act._chances))
+            + field_size(PyBytes_GET_SIZE(self._version)) + field_size(PyBytes_GET_SIZE(self._fingerprint))
+            + number_size(act._mode) + 2
+        )
+        cdef uint8_t* to
+        for name in act._history:
+            decided += field_size(PyBytes_GET_SIZE(name))
+        body = PyBytes_FromStringAndSize(
+            NULL,
+            field_size(2 + ID_DIGITS) + text_size(act._dialogue.size) + number_size(now_ms)
+            + field_size(decided),
+        )
+        to = _start(body)
+        to = put_head(to, 1, 2 + ID_DIGITS)
+        to = put_raw(to, "d:", 2)
+        to = put_raw(to, _start(act._decision), ID_DIGITS)
+        to = put_text(to, 2, act._dialogue.at, act._dialogue.size)
+        to = put_number(to, 3, now_ms)
+        to = put_head(to, 5, decided)
+        to = put_field(to, 1, _start(act._decision), ID_DIGITS)
+        to = put_text(to, 2, act._parent.at, act._parent.size)
+        to = put_number(to, 3, act._index)
+        to = put_field(to, 4, act._observation.at, act._observation.size)
+        for name in act._history:
+            to = put_field(to, 5, _start(name), PyBytes_GET_SIZE(name))
+        to = put_text(to, 6, _start(act._mask), PyBytes_GET_SIZE(act._mask))
+        to = put_field(to, 7, _start(action), PyBytes_GET_SIZE(action))
+        to = put_field(to, 8, _start(act._chances), PyBytes_GET_SIZE(act._chances))
+        to = put_field(to, 9, _start(self._version), PyBytes_GET_SIZE(self._version))
+        to = put_field(to, 10, _start(self._fingerprint), PyBytes_GET_SIZE(self._fingerprint))
+        to = put_number(to, 11, act._mode)
+        to = put_number(to, 12, 1)
+        return _new_tuple(PackedFact, (key, body, 0, 0))
+
+    cdef bytes _seal(self, Act act, key, bytes nonce, int64_t now_ms):
+        cdef bytes plain, body, name, head
+        cdef uint8_t* to
+        cdef list history = []
+        cdef Py_ssize_t size = (
+            number_size(now_ms) + number_size(act._index + 1) + number_size(act._mode) + text_size(act._user.size)
+            + field_size(ID_DIGITS) + field_size(PyBytes_GET_SIZE(self._fingerprint))
+        )
+        if self._history_length:
+            history = [*act._history, self._action_ids[act._action]][-self._history_length:]
+        for name in history:
+            size += field_size(PyBytes_GET_SIZE(name))
+        for fact in act._unsettled:
+            size += field_size(PyBytes_GET_SIZE(fact[1]))
+        plain = PyBytes_FromStringAndSize(NULL, size)
+        to = _start(plain)
+        to = put_number(to, 1, now_ms)
+        to = put_number(to, 2, act._index + 1)
+        to = put_number(to, 3, act._mode)
+        to = put_text(to, 4, act._user.at, act._user.size)
+        to = put_field(to, 5, _start(act._decision), ID_DIGITS)
+        for name in history:
+            to = put_field(to, 6, _start(name), PyBytes_GET_SIZE(name))
+        to = put_field(to, 8, _start(self._fingerprint), PyBytes_GET_SIZE(self._fingerprint))
+        for fact in act._unsettled:
+            body = fact[1]
+            to = put_field(to, 7, _start(body), PyBytes_GET_SIZE(body))
+        head = PyBytes_FromStringAndSize(NULL, _TOKEN_HEAD + act._dialogue.size)
+        to = _start(head)
+        to[0] = 1
+        to = put_raw(to + 1, _start(key.head_id), 4)
+        to = put_raw(to, _start(nonce), 12)
+        to[0] = <uint8_t> act._dialogue.size
+        put_raw(to + 1, act._dialogue.at, act._dialogue.size)
+        return head + key.cipher.encrypt(nonce, plain, head + self._domain_name)
+
+    cdef bytes _reply(self, Act act, bytes token):
+        cdef bytes action = self._action_ids[act._action], reply
+        cdef uint8_t* to
+        cdef Py_ssize_t size = (
+            text_size(act._dialogue.size) + number_size(act._index) + field_size(ID_DIGITS)
+            + field_size(PyBytes_GET_SIZE(action)) + text_size(PyBytes_GET_SIZE(act._say)) + 5
+            + field_size(PyBytes_GET_SIZE(act._values)) + field_size(PyBytes_GET_SIZE(self._version))
+            + number_size(self._learned_through) + 2 + field_size(PyBytes_GET_SIZE(token))
+            + field_size(PyBytes_GET_SIZE(self._fingerprint))
+        )
+        reply = PyBytes_FromStringAndSize(NULL, act._around(size) + size)
+        to = act._begin(_start(reply), size)
+        to = put_text(to, 1, act._dialogue.at, act._dialogue.size)
+        to = put_number(to, 2, act._index)
+        to = put_field(to, 3, _start(act._decision), ID_DIGITS)
+        to = put_field(to, 4, _start(action), PyBytes_GET_SIZE(action))
+        to = put_text(to, 5, _start(act._say), PyBytes_GET_SIZE(act._say))
+        to[0] = 0x35
+        to = put_raw(to + 1, &act._probability, 4)
+        to = put_field(to, 7, _start(act._values), PyBytes_GET_SIZE(act._values))
+        to = put_field(to, 8, _start(self._version), PyBytes_GET_SIZE(self._version))
+        to = put_number(to, 9, self._learned_through)
+        to = put_number(to, 10, 1)
+        to = put_field(to, 11, _start(token), PyBytes_GET_SIZE(token))
+        put_field(to, 12, _start(self._fingerprint), PyBytes_GET_SIZE(self._fingerprint))
+        return reply
+
+
+def _hmac_states(secret):
+    """HMAC-SHA256 (RFC 2104) up to where the content comes: half of what `hmac` takes for a short one."""
+    block = secret.ljust(64, b"\0")
+    return tuple([hashlib.sha256(bytes([byte ^ pad for byte in block])) for pad in (0x36, 0x5C)])
+
+
+def _slot_plan(slot, at):
+    """(kind, first input, min, max, inputs of the categories)."""
+    if isinstance(slot, CategorySlot):
+        return CATEGORY, at, 0.0, 0.0, {word: at + 1 + i for i, word in enumerate(slot.categories)}
+    if isinstance(slot, NumberSlot):
+        return NUMBER, at, slot.min, slot.max, {}
+    assert isinstance(slot, BoolSlot)
+    return FLAG, at, 0.0, 0.0, {}
+
+
+def _slot_name(slot):
+    return slot[0]
+
+
+cdef inline uint8_t* _put_part(uint8_t* to, Span part):
+    cdef uint32_t size = <uint32_t> part.size
+    to = put_raw(to, &size, 4)
+    return put_raw(to, part.at, part.size)
+
+
+cdef bint _are_finite(const float* q, const uint8_t* mask, Py_ssize_t size) noexcept:
+    cdef Py_ssize_t i
+    for i in range(size):
+        if mask[i] and not isfinite(q[i]):
+            return False
+    return True
+
+
+cdef void _mix_greedy(
+    const float* q, const uint8_t* mask, float* p, Py_ssize_t size, double epsilon
+) noexcept:
+    """As `policy.greedy` and `policy.mix`: bit by bit the same numbers."""
+    cdef Py_ssize_t i, allowed = 0
+    cdef float best = 0.0, ties = 0.0, even
+    cdef double directed, uniform
+    cdef bint any_yet = False
+    for i in range(size):
+        if mask[i]:
+            allowed += 1
+            if not any_yet or q[i] > best:
+                best = q[i]
+                any_yet = True
+    for i in range(size):
+        if mask[i] and q[i] == best:
+            ties += 1.0
+    even = <float> 1.0 / ties
+    uniform = 1.0 / <double> allowed
+    for i in range(size):
+        p[i] = even if mask[i] and q[i] == best else <float> 0.0
+        if epsilon > 0.0:
+            directed = p[i]
+            p[i] = <float> ((1.0 - epsilon) * directed + epsilon * (uniform if mask[i] else 0.0))
+
+
+cdef void _hide(float* q, const uint8_t* mask, Py_ssize_t size) noexcept:
+    """NaN where not allowed."""
+    cdef uint32_t nan = 0x7FC00000
+    cdef Py_ssize_t i
+    for i in range(size):
+        if not mask[i]:
+            memcpy(q + i, &nan, 4)

@@ -227,7 +227,8 @@ class Uplink:
 
     async def spool(self, facts: Sequence[PackedFact]) -> None:
         """Returns when the facts are fsynced, from where they will be sent on; raises SpoolFullError."""
-        await self._spool.append(facts)
+        # With the numbers under which those that are on their way may arrive, too.
+        await self._spool.append([self._pending.get(fact.key, fact) for fact in facts])
         self._settled.add([fact.key for fact in facts])
         self._wake.set()
 

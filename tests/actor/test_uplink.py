@@ -154,6 +154,20 @@ async def test_spooled_facts_wait_for_the_learners_return(tmp_path: Path, learne
     assert await rig.close()
 
 
+async def test_a_fact_has_the_same_number_in_the_spool_and_on_its_way(
+    tmp_path: Path, learner: LearnerEnd
+) -> None:
+    await learner.stop()
+    rig = Rig(tmp_path, learner, FAST)
+    rig.uplink.add(facts("a"))
+    assert await rig.uplink.settle(facts("a", "b")) is None
+    segment = rig.spool.oldest()
+    assert segment is not None
+    spooled = await rig.spool.read(segment)
+    assert [(fact.key, fact.incarnation, fact.sequence) for fact in spooled] == [("a", 7, 1), ("b", 7, 2)]
+    await rig.close()
+
+
 async def test_an_older_epoch_settles_nothing(
     tmp_path: Path, learner: LearnerEnd, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -41,26 +41,29 @@ def _is_finite(flat: npt.NDArray[np.generic]) -> bool:
 
 
 class Network:
-    """Q-values of one set of parameters. Immutable; safe to share between threads."""
+    """Q-values of one set of parameters. Immutable; safe to share between threads.
 
-    forward: Any
-    """The compiled forward pass; None: there is none, or the parameters are too large to be held twice."""
+    Args:
+        compiled: Whether the compiled forward pass may be used, where there is one.
+    """
 
-    def __init__(self, spec: NetworkSpec, parameters: Mapping[str, Float32]) -> None:
+    forward: Any = None
+    """The compiled forward pass, if it is used: not for layers that are too large to be held twice."""
+
+    def __init__(
+        self, spec: NetworkSpec, parameters: Mapping[str, Float32], *, compiled: bool = True
+    ) -> None:
         check_parameters(spec, parameters)
         self.spec = spec
-        self._layers = [_layer(spec, i, parameters) for i in range(len(spec.hidden))]
         self._activate = _ACTIVATIONS[spec.activation]
-        self._head_weight = np.ascontiguousarray(parameters["head.weight"])
-        self._head_bias = np.ascontiguousarray(parameters["head.bias"])
-        self.forward = self._compiled()
-
-    def _compiled(self) -> Any:
-        head = _Layer(self._head_weight, self._head_bias, None, None, centred=False)
-        if FORWARD is None or any(layer.weight.size >= _SMALL for layer in (*self._layers, head)):
-            return None
-        parts = [(layer.weight, layer.bias, layer.scale, layer.shift) for layer in (*self._layers, head)]
-        return FORWARD.Forward(parts, self.spec.activation, LAYER_NORM_EPS)
+        weight, bias = (np.ascontiguousarray(parameters[f"head.{part}"]) for part in ("weight", "bias"))
+        self._layers = [_layer(spec, i, parameters) for i in range(len(spec.hidden))]
+        self._head = _Layer(weight, bias, None, None, centred=False)
+        layers = [*self._layers, self._head]
+        if compiled and FORWARD is not None and all(layer.weight.size < _SMALL for layer in layers):
+            parts = [(layer.weight, layer.bias, layer.scale, layer.shift) for layer in layers]
+            self.forward = FORWARD.Forward(parts, spec.activation, LAYER_NORM_EPS)
+            self._layers.clear()  # it has copies of its own
 
     def q_values(self, obs: Float32) -> Float32:
         """Q-values of one observation or of a batch; the same to the last bit in any batch.
@@ -86,8 +89,8 @@ class Network:
         x: Float32 = np.ascontiguousarray(obs)[:, None, :]
         for layer in self._layers:
             x = self._activate(_forward(layer, x))
-        x = x @ self._head_weight.T
-        x += self._head_bias
+        x = x @ self._head.weight.T
+        x += self._head.bias
         return x[:, 0]
 
 

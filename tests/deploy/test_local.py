@@ -1,5 +1,6 @@
 """The supervisor, over small stand-in processes: real children, real ports, real signals."""
 
+import contextlib
 import json
 import os
 import signal
@@ -32,6 +33,15 @@ def _stand_ins(monkeypatch):
 @pytest.fixture
 def config(tmp_path):
     return LocalConfig(domain=DOMAIN, data=tmp_path / "data", actors=2, port=0, learner_port=0)
+
+
+def children_of(process):
+    """Their pids, whichever thread has started them."""
+    pids = []
+    for file in Path(f"/proc/{process.pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # the thread has just ended
+            pids += map(int, file.read_text().split())
+    return pids
 
 
 def up_command(config, *options):
@@ -209,10 +219,8 @@ def test_with_a_metrics_port_each_part_is_told_one_and_the_ready_line_names_them
     actors, learner, metrics = process.stdout.readline().removeprefix("ready ").split()
     addresses = metrics.removeprefix("metrics=").split(",")
     parts = [learner.removeprefix("learner="), *actors.removeprefix("actors=").split(",")]
-    children = Path(f"/proc/{process.pid}/task").glob("*/children")
-    pids = [pid for file in children for pid in file.read_text().split()]
     told = {}
-    for pid in pids:
+    for pid in children_of(process):
         arguments = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
         told[arguments[arguments.index("--listen") + 1]] = arguments[arguments.index("--metrics-listen") + 1]
     assert told == dict(zip(parts, addresses, strict=True))
@@ -268,8 +276,7 @@ def test_children_end_when_the_supervisor_is_killed_and_the_next_up_waits_for_th
     process = up_command(config)
     assert process.stdout is not None
     assert process.stdout.readline().startswith("ready ")
-    children = Path(f"/proc/{process.pid}/task").glob("*/children")
-    pids = [int(pid) for file in children for pid in file.read_text().split()]
+    pids = children_of(process)
     assert len(pids) == 3
     process.kill()
     process.communicate(timeout=10)

@@ -1,7 +1,7 @@
-/* What the forward pass is made of: a layer's products, for the kind of CPU that this is, norm and activation.
+/* What the forward pass is made of: a layer's products for the kind of CPU that this is, norm, activation.
 
-   Weights lie [in, out], rows padded to whole BLOCKs: sums go over the inputs in their order, whatever the rest
-   of the batch, so that an answer never depends on who else asked. */
+   Weights lie [in, out], rows padded to whole BLOCKs: sums go over the inputs in their order, whatever the
+   rest of the batch, so that an answer never depends on who else asked. */
 
 #include <math.h>
 #include <stddef.h>
@@ -39,8 +39,10 @@
 
 #endif
 
-static void (*row)(const float *, size_t, const float *, const float *, float *, size_t, size_t *) = row_plain;
-static void (*rows)(const float *, size_t, size_t, const float *, const float *, float *, size_t, size_t) = rows_plain;
+static void (*row)(const float *, size_t, const float *, const float *, float *, size_t,
+                   size_t *) = row_plain;
+static void (*rows)(const float *, size_t, size_t, const float *, const float *, float *, size_t,
+                    size_t) = rows_plain;
 
 static void choose_kernel(void)
 {
@@ -55,7 +57,30 @@ static void choose_kernel(void)
 #endif
 }
 
-/* Layer norm of what has no mean any more (`network.py` takes it out of weights and bias). */
+#define TILE 16 /* floats of a cache line */
+
+/* w [n_out, n_in] turned round to [n_in, width], tile by tile; less its means over n_out, if so. */
+static void turn(const float *w, size_t n_out, size_t n_in, int centred, float *turned, size_t width)
+{
+    for (size_t from = 0; from < n_in; from += TILE) {
+        const size_t count = n_in - from < TILE ? n_in - from : TILE;
+        double sums[TILE] = {0};
+        float means[TILE] = {0};
+        for (size_t o = 0; centred && o < n_out; o++)
+            for (size_t i = 0; i < count; i++)
+                sums[i] += w[o * n_in + from + i];
+        for (size_t i = 0; i < count; i++)
+            means[i] = (float)(sums[i] / (double)n_out);
+        for (size_t at = 0; at < n_out; at += TILE) {
+            const size_t end = n_out - at < TILE ? n_out : at + TILE;
+            for (size_t i = 0; i < count; i++)
+                for (size_t o = at; o < end; o++)
+                    turned[(from + i) * width + o] = w[o * n_in + from + i] - means[i];
+        }
+    }
+}
+
+/* Layer norm of what has no mean any more. */
 static void norm(float *y, size_t n, const float *scale, const float *shift, float eps)
 {
     float lanes[16] = {0}, squares = 0.0f;

@@ -16,8 +16,11 @@ cdef extern from "forward.h":
     enum: TANH
     enum: SILU
     void (*row)(const float*, size_t, const float*, const float*, float*, size_t, size_t*) noexcept nogil
-    void (*rows)(const float*, size_t, size_t, const float*, const float*, float*, size_t, size_t) noexcept nogil
+    void (*rows)(
+        const float*, size_t, size_t, const float*, const float*, float*, size_t, size_t
+    ) noexcept nogil
     void choose_kernel() noexcept nogil
+    void turn(const float*, size_t, size_t, int, float*, size_t) noexcept nogil
     void norm(float*, size_t, const float*, const float*, float) noexcept nogil
     void activate(float*, size_t, int) noexcept nogil
 
@@ -30,12 +33,20 @@ cdef inline size_t _blocks(size_t size) noexcept:
     return (size + BLOCK - 1) / BLOCK * BLOCK
 
 
+def _turned(array, bint centred):
+    """<float32>[in, out] of <float32>[out, in], rows in whole blocks, flat; less the means over `out`, if so."""
+    cdef const float[:, ::1] weight = np.ascontiguousarray(array, np.float32)
+    turned = np.zeros(weight.shape[1] * _blocks(weight.shape[0]), np.float32)
+    cdef float[::1] out = turned
+    turn(&weight[0, 0], weight.shape[0], weight.shape[1], centred, &out[0], _blocks(weight.shape[0]))
+    return turned
+
+
 cdef class Forward:
-    """Q-values of one set of parameters. It has memory of its own to work in, so it keeps the interpreter's lock.
+    """Q-values of one set of parameters. Works in memory of its own, so it keeps the interpreter's lock.
 
     Args:
-        layers: (weight <float32>[out, in], bias, scale or None, shift or None) of each; the last is the head. The
-            mean over the units is taken out of weight and bias wherever there is a scale.
+        layers: (weight <float32>[out, in], bias, scale or None, shift or None) of each; the last is the head.
         activation: relu, tanh or silu.
         eps: Of the layer norms.
     """
@@ -56,14 +67,10 @@ cdef class Forward:
         if not (self._layers and self._one and self._other and self._places):
             raise MemoryError
         for i, (weight, bias, scale, shift) in enumerate(layers):
-            size = weight.shape[0]
-            turned = np.zeros((weight.shape[1], _blocks(size)), np.float32)
-            turned[:, :size] = weight.T
-            padded = np.zeros(_blocks(size), np.float32)
-            padded[:size] = bias
-            self._layers[i].size = size
-            self._layers[i].weight = self._hold(turned.reshape(-1))
-            self._layers[i].bias = self._hold(padded)
+            # A layer norm begins by subtracting the mean over the units, which is linear in W and b.
+            self._layers[i].size = weight.shape[0]
+            self._layers[i].weight = self._hold(_turned(weight, scale is not None))
+            self._layers[i].bias = self._hold(_turned(bias[:, None], scale is not None))
             if scale is not None:
                 self._layers[i].scale = self._hold(scale)
                 self._layers[i].shift = self._hold(shift)

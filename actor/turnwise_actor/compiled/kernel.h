@@ -1,7 +1,7 @@
 /* The products of a layer, y = W x + b, for one kind of CPU: forward.h includes this once for each.
 
-   KERNEL(name): this kind's name of it. TARGET: has the compiler use its instructions. LANES: floats in one of
-   its vectors. SUMS: vectors of sums that stay in its registers while a row's inputs go by. */
+   KERNEL(name): this kind's name of it. TARGET: has the compiler use its instructions. LANES: floats in one
+   of its vectors. SUMS: vectors of sums that stay in its registers while a row's inputs go by. */
 
 typedef float KERNEL(vector) __attribute__((vector_size(4 * LANES), aligned(4)));
 

@@ -1,9 +1,9 @@
 # cython: language_level=3, boundscheck=False, initializedcheck=False, cdivision=True
-"""The turns that are as they should be, compiled: opened, checked, decided, written down and sealed a batch at a time.
+"""The turns that are as they should be, compiled: opened, checked, decided, written and sealed in batches.
 
-Whatever is out of the ordinary is left to `turns.Turns`: what is wrong with a request and has to be named, a token that is
-too old or too full, an idle dialogue, a disk that is needed. So nothing is refused here, and what is answered here is
-answered as there, to the bit.
+Whatever is out of the ordinary is left to `turns.Turns`: what is wrong with a request and has to be named, a
+token that is too old or too full, an idle dialogue, a disk that is needed. What is answered here is answered
+as there, to the bit.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -13,8 +13,8 @@ from libc.string cimport memcpy, memset
 
 from turnwise_actor.compiled.forward cimport Forward
 from turnwise_actor.compiled.wire cimport (
-    Reader, Span, field_size, inside, number_size, put_field, put_head, put_number, put_raw, put_text, read_fixed64,
-    read_span, read_varint, skip, text_size,
+    Reader, Span, field_size, inside, number_size, put_field, put_head, put_number, put_raw, put_text,
+    read_fixed64, read_span, read_varint, skip, text_size,
 )
 
 import hashlib
@@ -51,7 +51,7 @@ cdef object _new_tuple = tuple.__new__
 # Requests.
 
 cdef class Act:
-    """A request for a turn that is well formed, and in the one form in which protobuf itself would write it."""
+    """A request for a turn that is well formed, in the one form in which protobuf itself would write it."""
 
     cdef readonly unsigned long long correlation_id
     cdef readonly unsigned int timeout_ms
@@ -117,7 +117,7 @@ def read_act(bytes content not None):
 
 
 def read_converse(bytes content not None):
-    """The Acts of a serialized ConverseRequest, those in `also` included; None where protobuf has to be asked."""
+    """The Acts of a serialized ConverseRequest, `also` included; None where protobuf has to be asked."""
     cdef list acts = []
     return acts if _read_converse(content, _span(content), acts, True) else None
 
@@ -190,7 +190,7 @@ cdef bint _read_act(Act act):
 
 
 cdef bint _read_observation(Act act):
-    """Fields in order, each in its shortest form, none that says nothing: as protobuf would write it again."""
+    """Fields in order, each in its shortest form, none that says nothing: as protobuf would write them."""
     cdef Reader reader = inside(act._observation)
     cdef const uint8_t* field
     cdef Span part
@@ -303,7 +303,7 @@ cdef class Turns:
     cdef object _pending, _settled, _settled_before
     """Where `Uplink.known` keeps what it knows of facts; as of this batch."""
     cdef dict _seeders
-    """By key: HMAC's two hashes, which have taken in its secret."""
+    """By secret: HMAC's two hashes, which have taken it in."""
     cdef bytes _domain_name, _fingerprint
     cdef list _action_ids, _says
     cdef dict _action_index, _slot_plans
@@ -417,7 +417,9 @@ cdef class Turns:
             return False
         age_ms = now_ms - act._issued_ms
         return (
-            -self._leeway_ms <= age_ms <= self._oldest_ms and age_ms <= self._idle_ms and act._index < self._max_turns
+            -self._leeway_ms <= age_ms <= self._oldest_ms
+            and age_ms <= self._idle_ms
+            and act._index < self._max_turns
         )
 
     cdef bint _read_state(self, Act act):
@@ -630,7 +632,7 @@ cdef class Turns:
             for i in range(self._actions):
                 reached += p[i]
                 if p[i] > 0.0:
-                    chosen = i  # rounding may leave the number at the very end: the last possible action is meant
+                    chosen = i  # rounding may leave the number at the very end: the last possible one is meant
                 if reached > uniform:
                     break
         act._action = <int> chosen
@@ -647,9 +649,10 @@ cdef class Turns:
             index = str(act._index).encode()
             parts = (_bytes(act._dialogue), index, _bytes(act._request_id), self._version_text)
             content = b"".join([len(part).to_bytes(4, "big") + part for part in parts])
-            states = self._seeders.get(act._key)
+            secret = act._key.secret
+            states = self._seeders.get(secret)
             if states is None:
-                states = self._seeders[act._key] = _hmac_states(act._key.secret)
+                states = self._seeders[secret] = _hmac_states(secret)
             inner, outer = states[0].copy(), states[1].copy()
             inner.update(content)
             outer.update(inner.digest())
@@ -667,8 +670,8 @@ cdef class Turns:
             observation = b"".join([_bytes(act._before_slots), *fields, _bytes(act._after_slots)])
         content = PyBytes_FromStringAndSize(
             NULL,
-            24 + act._dialogue.size + act._parent.size + PyBytes_GET_SIZE(observation) + PyBytes_GET_SIZE(act._mask)
-            + PyBytes_GET_SIZE(action) + PyBytes_GET_SIZE(self._version_text),
+            24 + act._dialogue.size + act._parent.size + PyBytes_GET_SIZE(observation)
+            + PyBytes_GET_SIZE(act._mask) + PyBytes_GET_SIZE(action) + PyBytes_GET_SIZE(self._version_text),
         )
         to = _start(content)
         to = _put_part(to, act._dialogue)
@@ -751,8 +754,8 @@ cdef class Turns:
         cdef uint8_t* to
         cdef list history = []
         cdef Py_ssize_t size = (
-            number_size(now_ms) + number_size(act._index + 1) + number_size(act._mode) + text_size(act._user.size)
-            + field_size(ID_DIGITS) + field_size(PyBytes_GET_SIZE(self._fingerprint))
+            number_size(now_ms) + number_size(act._index + 1) + number_size(act._mode)
+            + text_size(act._user.size) + field_size(ID_DIGITS) + field_size(PyBytes_GET_SIZE(self._fingerprint))
         )
         if self._history_length:
             history = [*act._history, self._action_ids[act._action]][-self._history_length:]

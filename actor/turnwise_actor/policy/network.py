@@ -55,15 +55,23 @@ class Network:
     ) -> None:
         check_parameters(spec, parameters)
         self.spec = spec
-        self._activate = _ACTIVATIONS[spec.activation]
-        weight, bias = (np.ascontiguousarray(parameters[f"head.{part}"]) for part in ("weight", "bias"))
-        self._layers = [_layer(spec, i, parameters) for i in range(len(spec.hidden))]
-        self._head = _Layer(weight, bias, None, None, centred=False)
-        layers = [*self._layers, self._head]
-        if compiled and FORWARD is not None and all(layer.weight.size < _SMALL for layer in layers):
-            parts = [(layer.weight, layer.bias, layer.scale, layer.shift) for layer in layers]
+        if compiled and FORWARD is not None and all(p.size < _SMALL for p in parameters.values()):
+            names = [*((f"hidden.{i}", f"norm.{i}") for i in range(len(spec.hidden))), ("head", "")]
+            parts = [
+                (
+                    parameters[f"{linear}.weight"],
+                    parameters[f"{linear}.bias"],
+                    parameters.get(f"{norm}.weight"),
+                    parameters.get(f"{norm}.bias"),
+                )
+                for linear, norm in names
+            ]
             self.forward = FORWARD.Forward(parts, spec.activation, LAYER_NORM_EPS)
-            self._layers.clear()  # it has copies of its own
+            return
+        self._layers = [_layer(spec, i, parameters) for i in range(len(spec.hidden))]
+        self._activate = _ACTIVATIONS[spec.activation]
+        self._head_weight = np.ascontiguousarray(parameters["head.weight"])
+        self._head_bias = np.ascontiguousarray(parameters["head.bias"])
 
     def q_values(self, obs: Float32) -> Float32:
         """Q-values of one observation or of a batch; the same to the last bit in any batch.
@@ -89,8 +97,8 @@ class Network:
         x: Float32 = np.ascontiguousarray(obs)[:, None, :]
         for layer in self._layers:
             x = self._activate(_forward(layer, x))
-        x = x @ self._head.weight.T
-        x += self._head.bias
+        x = x @ self._head_weight.T
+        x += self._head_bias
         return x[:, 0]
 
 

@@ -21,9 +21,11 @@ import math
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
+from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -53,12 +55,11 @@ _WORD = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class RawObservation:
+class RawObservation(NamedTuple):
     """What the bot sees at one turn, as the frontend sent it. `features`: <float32>[F]."""
 
     text: str | None = None
-    slots: Mapping[str, str | float | bool] = field(default_factory=dict)
+    slots: Mapping[str, str | float | bool] = MappingProxyType({})
     features: Float32 | None = None
 
 

@@ -139,15 +139,15 @@ def raw_observation(observation: dialogue_pb2.Observation) -> RawObservation:
     Raises:
         EncodingError: Its features are no float32s.
     """
-    if len(observation.features) % 4:
-        got = f"{len(observation.features)} bytes"
-        raise EncodingError([FieldViolation("observation.features", got, "4 bytes each")])
+    packed = observation.features
+    if len(packed) % 4:
+        raise EncodingError([FieldViolation("observation.features", f"{len(packed)} bytes", "4 bytes each")])
     slots: dict[str, str | float | bool] = {}
     for slot in observation.slots:
         value = slot.WhichOneof("value")
         if value is not None:
             slots[slot.name] = getattr(slot, value)
-    features = np.frombuffer(observation.features, "<f4") if observation.features else None
+    features = np.frombuffer(packed, "<f4") if packed else None
     text = observation.text if observation.HasField("text") else None
     return RawObservation(text=text, slots=slots, features=features)
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(eq=False, slots=True)
 class TurnRecord:
-    """The present truth about one decision: told again, whole, whenever it changes.
+    """The present truth about one decision: told again, whole, whenever it changes. Nobody changes one.
 
+    Not frozen, as it should be: that would take four times as long to make, of one for each turn.
     Letters: D inputs, A actions.
     """
 
@@ -33,6 +35,14 @@ class TurnRecord:
     rated_ms: int = 0
     """When the action taken was last rated; 0: never."""
 
+    def __getstate__(self) -> list[Any]:
+        """As a frozen one's, which is what checkpoints hold."""
+        return [getattr(self, field.name) for field in fields(self)]
+
+    def __setstate__(self, state: list[Any]) -> None:
+        for own, value in zip(fields(self), state, strict=True):
+            setattr(self, own.name, value)
+
 
 @dataclass(frozen=True, slots=True)
 class Correction:
@@ -43,9 +53,9 @@ class Correction:
     action: int
 
 
-@dataclass(frozen=True)
+@dataclass
 class Change:
-    """What one fact changes for learning."""
+    """What one fact changes for learning. Not frozen, for the same reason."""
 
     cursor: int
     """Journal position of the fact."""

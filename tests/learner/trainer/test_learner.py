@@ -182,3 +182,20 @@ def test_an_unknown_learning_field_is_named_with_the_nearest() -> None:
 def test_a_learning_field_of_the_wrong_type_is_named() -> None:
     with pytest.raises(ValueError, match=r"learning\.lr.*'fast'"):
         TurnwiseDQNConfig.for_domain(make_domain(lr="fast"))
+
+
+def test_moments_decay_to_zero_and_not_to_numbers_that_slow_a_cpu_down() -> None:
+    algorithm = shaken(build())
+    learner = algorithm.learner
+    (optimizer,) = learner._named_optimizers.values()
+    columns = {name: column.numpy() for name, column in batch(algorithm).items()}
+    rows = np.arange(6)
+    list(learner.update_many([(rows, columns)]))
+    (state, *_) = optimizer.state.values()
+    state["exp_avg"].fill_(1e-37)
+    columns |= {"weights": np.zeros(6, np.float32), "obs": np.zeros_like(columns["obs"])}
+    list(learner.update_many([(rows, columns)] * 40))
+    moments = state["exp_avg"].abs()
+    assert not ((moments > 0) & (moments < torch.finfo(torch.float32).tiny)).any()
+    assert torch.tensor(1e-38) * 1e-3 > 0, "only there"
+    algorithm.stop()

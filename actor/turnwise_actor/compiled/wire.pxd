@@ -114,7 +114,8 @@ cdef inline uint8_t* put_head(uint8_t* to, int number, Py_ssize_t size) noexcept
 
 
 cdef inline uint8_t* put_raw(uint8_t* to, const void* content, Py_ssize_t size) noexcept nogil:
-    memcpy(to, content, size)
+    if size:  # C forbids to copy nothing from nowhere
+        memcpy(to, content, size)
     return to + size
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from google.protobuf.message import DecodeError
 
 from turnwise.v1 import dialogue_pb2 as pb
 from turnwise.v1 import token_pb2, training_pb2
@@ -203,6 +207,33 @@ def test_a_token_is_continued_in_so_many_ways_and_no_more(both: BothWays) -> Non
     token = both.token(state())
     outcomes = both.answer([request(token, seen(f"way {number}")) for number in range(70)])
     assert [outcome for outcome in outcomes if outcome is PreconditionError] == [PreconditionError] * 6
+
+
+def test_nothing_is_left_behind(both: BothWays) -> None:
+    """Turns that are answered, turns that are refused and no turns: what they took is given back."""
+    both.install(policy_of(both.domain, EXPLORATIONS[1]))
+
+    def ask() -> int:
+        both.renew()
+        for number in range(30):
+            carried = [decided(2 * number), decided(2 * number + 1)]
+            token = both.token(state(decision_id=f"{number:032x}"), known=carried)
+            good = [request(token, what, request_id=f"r{number}") for what in (*OBSERVATIONS[:4], *OBSERVATIONS[5:])]
+            bad = [request(token, what) for what in BAD]
+            both.compiled.answer(list(map(read_act, [*good, *bad, request(token[:-1])])))
+            with contextlib.suppress(DecodeError):
+                read_act(good[0][:-1])
+        both.renew()
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        ask()
+        before = ask()
+        assert ask() - before < 2000
+    finally:
+        tracemalloc.stop()
 
 
 def test_values_that_are_no_numbers_are_a_fault_told_alike(both: BothWays, caplog: Any) -> None:

@@ -306,7 +306,7 @@ cdef class Turns:
     """By secret: HMAC's two hashes, which have taken it in."""
     cdef bytes _domain_name, _fingerprint
     cdef list _action_ids, _says
-    cdef dict _action_index, _slot_plans
+    cdef dict _action_index, _slot_plans, _action_places
     cdef Py_ssize_t _inputs, _actions, _text_size, _feature_count, _features_at, _history_at, _history_length
     cdef int64_t _idle_ms, _leeway_ms, _oldest_ms
     cdef uint64_t _max_turns
@@ -326,6 +326,7 @@ cdef class Turns:
         self._domain_name = domain.name.encode()
         self._fingerprint = domain.fingerprint.encode()
         self._action_ids = [action_id.encode() for action_id in domain.action_ids]
+        self._action_places = {name: place for place, name in enumerate(self._action_ids)}
         self._says = [tuple([say.encode() for say in action.say]) for action in domain.actions]
         self._action_index = {name: domain.action_index[name] for name in domain.action_ids}
         self._actions = len(self._action_ids)
@@ -449,8 +450,9 @@ cdef class Turns:
             elif tag == 0x2A:
                 act._parent = part
             elif tag == 0x32:
-                if _bytes(part) in self._action_ids:  # a token of an older domain may name some that are gone
-                    act._history.append(_bytes(part))
+                name = _bytes(part)
+                if name in self._action_places:  # a token of an older domain may name some that are gone
+                    act._history.append(name)
             elif tag == 0x3A:
                 if not self._read_fact(act, part):
                     return False
@@ -597,7 +599,7 @@ cdef class Turns:
         if act._has_features:
             memcpy(x + self._features_at, act._features.at, act._features.size)
         for lag, name in enumerate(reversed(act._history)):
-            x[self._history_at + lag * self._actions + <Py_ssize_t> self._action_ids.index(name)] = 1.0
+            x[self._history_at + lag * self._actions + <Py_ssize_t> self._action_places[name]] = 1.0
 
     cdef bytes _allow(self, Act act, uint8_t* mask):
         """Fills the mask; the same packed, empty where all is allowed."""

@@ -28,14 +28,19 @@ from turnwise_actor.errors import (
 )
 from turnwise_actor.parts import with_parts
 from turnwise_actor.requests import PlainAct
+from turnwise_actor.turns import Outcome
 
 Answering = Coroutine[Any, Any, bytes]
 """Of a ConverseReply, serialized."""
-Done = Callable[[bytes | Answering], None]
-"""Takes a reply, or what has to be awaited for it after all."""
-Request: TypeAlias = dialogue_pb2.ConverseRequest | PlainAct
-Answer = Callable[[Request, Done], Answering | None]
+Acted = Callable[[Sequence[PlainAct], Sequence[Outcome]], None]
+"""Takes what came of each."""
+Act = Callable[[Sequence[PlainAct], Acted], None]
+"""Begins to answer turns; `acted` is called for each of them within a few turns of the event loop."""
+Done = Callable[[Outcome], None]
+"""Takes a reply, why there is none, or what gives one that has to be awaited."""
+Answer = Callable[[dialogue_pb2.ConverseRequest, Done], Answering | None]
 """Begins to answer a request. None: `done` is called within a few turns of the event loop."""
+Request: TypeAlias = dialogue_pb2.ConverseRequest | PlainAct
 
 MOST_BYTES = 1 << 20
 """Of a message with several replies."""
@@ -49,11 +54,13 @@ class Conversation:
         self,
         read: Callable[[], Awaitable[Any]],
         write: Callable[[bytes], Awaitable[None]],
+        act: Act,
         answer: Answer,
         config: StreamConfig,
     ) -> None:
         self._read = read
         self._write = write
+        self._act = act
         self._answer = answer
         self._config = config
         self._outbox: deque[bytes] = deque()
@@ -137,8 +144,24 @@ class Conversation:
     def _take_acts(self, acts: Sequence[PlainAct]) -> None:
         if len(acts) > 1 and not self._has_room(acts[0], len(acts) - 1):
             return
-        for act in acts:
-            self._take(act)
+        room = max(0, self._config.max_in_flight - self._in_flight())
+        if len(acts) > room:
+            self._send(*[_failed(act, self._too_many()) for act in acts[room:]])
+            acts = acts[:room]
+        if acts:
+            self._soon += len(acts)
+            self._act(acts, self._acted)
+
+    def _acted(self, acts: Sequence[PlainAct], outcomes: Sequence[Outcome]) -> None:
+        self._soon -= len(acts)
+        replies = []
+        for act, outcome in zip(acts, outcomes, strict=True):
+            if type(outcome) is bytes:
+                replies.append(outcome)
+            else:
+                self._take_outcome(act, outcome)
+        if replies:
+            self._send(*replies)
 
     def _has_room(self, message: Request, further: int) -> bool:
         """Whether a message may bring so many further requests; if not, it is refused as a whole."""
@@ -158,7 +181,7 @@ class Conversation:
             else:
                 self._take(request)
 
-    def _take(self, request: Request) -> None:
+    def _take(self, request: dialogue_pb2.ConverseRequest) -> None:
         if self._in_flight() >= self._config.max_in_flight:
             self._send(_failed(request, self._too_many()))
             return
@@ -172,14 +195,17 @@ class Conversation:
         else:
             self._await(request, answering)
 
-    def _done(self, request: Request, reply: bytes | Answering) -> None:
+    def _done(self, request: Request, outcome: Outcome) -> None:
         self._soon -= 1
-        if isinstance(reply, bytes):
-            self._send(reply)
-        elif self._ended:
-            reply.close()
-        else:
-            self._await(request, reply)
+        self._take_outcome(request, outcome)
+
+    def _take_outcome(self, request: Request, outcome: Outcome) -> None:
+        if isinstance(outcome, bytes):
+            self._send(outcome)
+        elif isinstance(outcome, RequestError):
+            self._send(_failed(request, outcome))
+        elif not self._ended:
+            self._await(request, outcome())
 
     def _await(self, request: Request, answering: Answering) -> None:
         task = asyncio.create_task(self._reply(request, answering))
@@ -206,10 +232,11 @@ class Conversation:
         finally:
             deadline.timer.cancel()
 
-    def _send(self, reply: bytes) -> None:
-        self._outbox.append(reply)
-        self._emptied.clear()
-        self._filled.set()
+    def _send(self, *replies: bytes) -> None:
+        if not self._outbox:
+            self._emptied.clear()
+            self._filled.set()
+        self._outbox.extend(replies)
 
     async def _write_replies(self) -> None:
         while True:

@@ -49,6 +49,8 @@ class Dialogues:
         self._description = describe(domain)
         self._turns = Turns(domain, encoder, self._checks, tokens, policies, uplink, config)
         self._waiting: list[Request] = []
+        self._asked = 0
+        """Turns that they ask for."""
 
     @property
     def counters(self) -> Counters:
@@ -85,20 +87,21 @@ class Dialogues:
     async def act(self, request: Act) -> bytes:
         """A Turn, serialized. Waits for nothing but, where its token has no room, until facts are settled."""
         answered: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self.answer_soon(request, partial(_resolve, answered))
+        self.answer_soon([request], partial(_resolve, answered))
         outcome = await answered
         if isinstance(outcome, RequestError):
             raise outcome
         return outcome if isinstance(outcome, bytes) else await outcome()
 
-    def answer_soon(self, request: Act, answered: Answered) -> None:
+    def answer_soon(self, acts: Sequence[Act], answered: Answered) -> None:
         """Answers as soon as nothing further is being asked, all of it together: that costs half.
 
         gRPC hands over one call in a turn of the event loop, however many wait.
         """
         if not self._waiting:
             asyncio.get_running_loop().call_soon(self._gather, 0, 0)
-        self._waiting.append(Request(request, answered, time.perf_counter()))
+        self._waiting.append(Request(acts, answered, time.perf_counter()))
+        self._asked += len(acts)
 
     async def give_feedback(
         self, request: dialogue_pb2.FeedbackRequest, caller: Principal | None = None
@@ -134,12 +137,12 @@ class Dialogues:
 
     def _gather(self, before: int, quiet_loops: int) -> None:
         """Answers what was asked, unless more has come since the last turn of the event loop."""
-        waiting = len(self._waiting)
-        quiet_loops = 0 if waiting > before else quiet_loops + 1
-        if waiting < _MOST_AT_ONCE and quiet_loops < _QUIET_LOOPS:
-            asyncio.get_running_loop().call_soon(self._gather, waiting, quiet_loops)
+        asked = self._asked
+        quiet_loops = 0 if asked > before else quiet_loops + 1
+        if asked < _MOST_AT_ONCE and quiet_loops < _QUIET_LOOPS:
+            asyncio.get_running_loop().call_soon(self._gather, asked, quiet_loops)
             return
-        requests, self._waiting = self._waiting, []
+        requests, self._waiting, self._asked = self._waiting, [], 0
         self._turns.answer(requests)
 
     async def _settle(self, unsettled: Sequence[PackedFact]) -> dialogue_pb2.Receipt:
@@ -155,9 +158,9 @@ class Dialogues:
         return dialogue_pb2.Receipt(settled=dialogue_pb2.Receipt.LEARNER, journal_cursor=cursor)
 
 
-def _resolve(answered: asyncio.Future[Outcome], outcome: Outcome) -> None:
+def _resolve(answered: asyncio.Future[Outcome], outcomes: list[Outcome]) -> None:
     if not answered.done():  # whoever asked may have gone
-        answered.set_result(outcome)
+        answered.set_result(outcomes[0])
 
 
 def _teacher(named: str, user: str, caller: Principal | None) -> str:

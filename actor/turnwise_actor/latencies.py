@@ -15,10 +15,10 @@ class Latencies:
         self._counts = [0] * (len(EDGES_S) + 1)
         self.sum_s = 0.0
 
-    def add(self, duration_s: float) -> None:
-        """Counts one duration; an edge belongs to the bucket below it."""
-        self._counts[bisect_left(EDGES_S, duration_s)] += 1
-        self.sum_s += duration_s
+    def add(self, duration_s: float, times: int = 1) -> None:
+        """Counts a duration; an edge belongs to the bucket below it."""
+        self._counts[bisect_left(EDGES_S, duration_s)] += times
+        self.sum_s += times * duration_s
 
     def cumulative(self) -> list[tuple[str, int]]:
         """How many durations were at most each edge, as Prometheus has it: `+Inf` last."""

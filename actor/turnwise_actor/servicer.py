@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, NoReturn, TypeVar
 
@@ -17,11 +17,11 @@ from turnwise.v1.dialogue_pb2_grpc import DialogueServicer
 from turnwise_actor.access.credentials import Principal
 from turnwise_actor.access.guard import caller
 from turnwise_actor.config import StreamConfig
-from turnwise_actor.conversation import Answering, Conversation, Done, Request, unknown_request
+from turnwise_actor.conversation import Acted, Answering, Conversation, Done, unknown_request
 from turnwise_actor.dialogues import Dialogues
 from turnwise_actor.errors import DETAILS_KEY, OverloadError, RequestError, UnavailableError, told
 from turnwise_actor.parts import with_parts
-from turnwise_actor.requests import Act
+from turnwise_actor.requests import Act, PlainAct
 from turnwise_actor.turns import Outcome, Wait
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -78,8 +78,8 @@ class ActorServicer(DialogueServicer):
         self, request_iterator: object, context: Context
     ) -> None:
         who = caller()
-        answer = partial(self._answer, who=who)
-        conversation = Conversation(context.read, context.write, answer, self._config)
+        act, answer = partial(self._act, who=who), partial(self._answer, who=who)
+        conversation = Conversation(context.read, context.write, act, answer, self._config)
         self.streams += 1
         try:
             await conversation.run(self._life_s(who), self._draining)
@@ -96,15 +96,21 @@ class ActorServicer(DialogueServicer):
     async def _describe(self, request: dialogue_pb2.DescribeDomainRequest) -> dialogue_pb2.DomainDescription:
         return self._dialogues.description
 
-    def _answer(self, request: Request, done: Done, who: Principal | None) -> Answering | None:
+    def _act(self, acts: Sequence[PlainAct], acted: Acted, who: Principal | None) -> None:
+        if who is not None and (passed := who.bucket.take(len(acts))) < len(acts):
+            acted(acts[passed:], [_too_fast(who)] * (len(acts) - passed))
+            acts = acts[:passed]
+        if acts:
+            self._dialogues.answer_soon(acts, partial(acted, acts))
+
+    def _answer(
+        self, request: dialogue_pb2.ConverseRequest, done: Done, who: Principal | None
+    ) -> Answering | None:
         _check_rate(who)
         number = request.correlation_id
-        if not isinstance(request, dialogue_pb2.ConverseRequest):
-            self._dialogues.answer_soon(request, partial(_replied, number, done))
-            return None
         match request.WhichOneof("request"):
             case "act":
-                self._dialogues.answer_soon(request.act, partial(_answered, number, done))
+                self._dialogues.answer_soon([request.act], partial(_answered, number, done))
                 return None
             case "feedback":
                 return _received(number, self._dialogues.give_feedback(request.feedback, who))
@@ -127,23 +133,13 @@ class ActorServicer(DialogueServicer):
             await _abort(context, told(error))
 
 
-def _answered(number: int, done: Done, outcome: Outcome) -> None:
-    """Sends a reply with the turn."""
+def _answered(number: int, done: Done, outcomes: list[Outcome]) -> None:
+    """Makes a reply of the only turn."""
+    outcome = outcomes[0]
     if isinstance(outcome, bytes):
-        outcome = _with_turn(number, outcome)
-    elif not isinstance(outcome, RequestError):
-        outcome = partial(_turn, number, outcome)
-    _replied(number, done, outcome)
-
-
-def _replied(number: int, done: Done, outcome: Outcome) -> None:
-    """Sends what is a reply already."""
-    if isinstance(outcome, bytes):
-        done(outcome)
-    elif isinstance(outcome, RequestError):
-        done(ConverseReply(correlation_id=number, status=outcome.to_status()).SerializeToString())
+        done(_with_turn(number, outcome))
     else:
-        done(outcome())
+        done(outcome if isinstance(outcome, RequestError) else partial(_turn, number, outcome))
 
 
 def _with_turn(number: int, turn: bytes) -> bytes:
@@ -164,11 +160,15 @@ async def _started(number: int, started: Awaitable[dialogue_pb2.StartDialogueRep
 
 def _check_rate(who: Principal | None) -> None:
     if who is not None and not who.bucket.take():
-        raise OverloadError(
-            f"{who.name} sends more than its {who.bucket.rate:g} requests a second at this actor: "
-            "send fewer, or have its `rate` in the credential file raised",
-            reason="RATE_LIMIT",
-        )
+        raise _too_fast(who)
+
+
+def _too_fast(who: Principal) -> OverloadError:
+    return OverloadError(
+        f"{who.name} sends more than its {who.bucket.rate:g} requests a second at this actor: "
+        "send fewer, or have its `rate` in the credential file raised",
+        reason="RATE_LIMIT",
+    )
 
 
 async def _abort(context: Context, error: RequestError) -> NoReturn:

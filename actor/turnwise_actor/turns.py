@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from turnwise_actor.errors import InternalError, PreconditionError, RequestError
 from turnwise_actor.facts import PackedFact, pack
 from turnwise_actor.latencies import Latencies
 from turnwise_actor.policy import Domain, Encoder, ModeExploration, Policy, RawObservation, decision_seed
-from turnwise_actor.requests import TURNS, Act
+from turnwise_actor.requests import TURNS, Act, PlainAct
 from turnwise_actor.spool import SpoolFullError
 from turnwise_actor.tokens import OpenedToken, Tokens
 from turnwise_actor.uplink import FactRefusedError, Uplink
@@ -78,14 +78,15 @@ class _AskedTurn:
 Wait = Callable[[], Coroutine[Any, Any, bytes]]
 Outcome: TypeAlias = bytes | RequestError | Wait
 """The turn, or all of the reply to a PlainAct, serialized; or why there is none, or what to wait for."""
-Answered = Callable[[Outcome], None]
+Answered = Callable[[list[Outcome]], None]
 
 
 class Request(NamedTuple):
-    """A request for a turn at which nobody has looked yet."""
+    """Turns that are asked for in one message, at which nobody has looked yet."""
 
-    act: Act
+    acts: Sequence[Act]
     answered: Answered
+    """Takes what came of each."""
     came_at: float
     """On time.perf_counter."""
 
@@ -118,54 +119,52 @@ class Turns:
 
     def answer(self, requests: Sequence[Request]) -> None:
         """Answers them together."""
+        acts = [act for request in requests for act in request.acts]
+        outcomes = self._outcomes(acts)
+        if left := [place for place, outcome in enumerate(outcomes) if outcome is None]:
+            came_at = [request.came_at for request in requests for _ in request.acts]
+            self._answer_here([(place, acts[place], came_at[place]) for place in left], outcomes)
+        now, begin = time.perf_counter(), 0
+        for request in requests:
+            end = begin + len(request.acts)
+            own = cast(list[Outcome], outcomes[begin:end])
+            self._count(sum([type(outcome) is bytes for outcome in own]), now - request.came_at)
+            request.answered(own)
+            begin = end
+
+    def _count(self, turns: int, duration_s: float) -> None:
+        self.counters.turns += turns
+        self.latencies.add(duration_s, turns)
+
+    def _outcomes(self, acts: list[Act]) -> list[Outcome | None]:
+        """What comes of those that the compiled turn path can answer; None: of the others."""
         if self._compiled is not None:
-            requests = self._answer_plain(requests)
-        if batch := list(self._ask_all(requests)):
-            self._answer(batch)
-
-    def _answer_plain(self, requests: Sequence[Request]) -> list[Request]:
-        """Answers those that the compiled turn path can answer; the others."""
-        plain, left = list[Request](), list[Request]()
-        for request in requests:
-            (left if isinstance(request.act, dialogue_pb2.ActRequest) else plain).append(request)
-        outcomes = self._outcomes([request.act for request in plain])
-        now = time.perf_counter()
-        for request, outcome in zip(plain, outcomes, strict=True):
-            if outcome is None:
-                left.append(_as_message(request))
-                continue
-            if isinstance(outcome, bytes):
-                self.counters.turns += 1
-                self.latencies.add(now - request.came_at)
-            request.answered(outcome)
-        return left
-
-    def _outcomes(self, acts: list[Act]) -> list[bytes | RequestError | None]:
-        assert self._compiled is not None
-        try:
-            outcomes: list[bytes | RequestError | None] = self._compiled.answer(acts)
-        except Exception:
-            logger.exception("the compiled turn path failed; its turns are answered without it")
-            return [None] * len(acts)
-        return outcomes
-
-    def _ask_all(self, requests: Iterable[Request]) -> Iterator[tuple[_AskedTurn, Answered]]:
-        """The turns that can be answered at once; of the others is told what they want."""
-        for request in requests:
             try:
-                asked = self._ask(request)
+                return cast(list[Outcome | None], self._compiled.answer(acts))
+            except Exception:
+                logger.exception("the compiled turn path failed; its turns are answered without it")
+        return [None] * len(acts)
+
+    def _answer_here(self, left: Sequence[tuple[int, Act, float]], outcomes: list[Outcome | None]) -> None:
+        """Fills in the outcomes that are missing; `left` has their places, the acts, and when each came."""
+        batch = []
+        for place, act, came_at in left:
+            try:
+                asked = self._ask(_message(act), came_at)
             except Exception as error:  # noqa: BLE001 - told to whoever asked
-                request.answered(told(error))
+                outcomes[place] = told(error)
             else:
                 if asked.needs_disk:
-                    request.answered(partial(self._answer_by_disk, asked))
+                    outcomes[place] = partial(self._answer_by_disk, asked)
                 else:
-                    yield asked, request.answered
+                    batch.append((asked, place))
+        if batch:
+            self._answer(batch, outcomes)
+        for place, act, _ in left:
+            outcomes[place] = _reply(act, outcomes[place])
 
-    def _ask(self, request: Request) -> _AskedTurn:
+    def _ask(self, act: dialogue_pb2.ActRequest, came_at: float) -> _AskedTurn:
         """Checks a request."""
-        act = request.act
-        assert isinstance(act, dialogue_pb2.ActRequest)
         opened, unsettled = self.open(act.token)
         self._check_age(opened.state)
         raw = self._checks.act(act)
@@ -175,29 +174,28 @@ class Turns:
         recorded = self._uplink.can_record
         needs_disk = recorded and not self._fits_token(position, act)
         turn, secret = dialogue_pb2.Turn(), opened.key.secret
-        return _AskedTurn(act, turn, raw, position, secret, recorded, needs_disk, request.came_at)
+        return _AskedTurn(act, turn, raw, position, secret, recorded, needs_disk, came_at)
 
-    def _answer(self, batch: Sequence[tuple[_AskedTurn, Answered]]) -> None:
+    def _answer(self, batch: Sequence[tuple[_AskedTurn, int]], outcomes: list[Outcome | None]) -> None:
+        """Decides them together; what comes of each goes to its place."""
         try:
             made = self._decide([asked for asked, _ in batch])
         except Exception as error:  # noqa: BLE001 - told to whoever asked
             if len(batch) == 1:
-                batch[0][1](told(error))
+                outcomes[batch[0][1]] = told(error)
             else:  # somebody's observation is too much for the policy: the others need not suffer for it
                 for each in batch:
-                    self._answer([each])
+                    self._answer([each], outcomes)
             return
-        for (asked, answered), fact in zip(batch, made, strict=True):
+        for (asked, place), fact in zip(batch, made, strict=True):
             try:
                 if asked.recorded:
                     self._note(asked, fact)
-                    turn = self._carry(asked, fact)
+                    outcomes[place] = self._carry(asked, fact)
                 else:
-                    turn = self._hand_over(asked)
+                    outcomes[place] = self._hand_over(asked)
             except Exception as error:  # noqa: BLE001 - told to whoever asked
-                answered(told(error))
-            else:
-                answered(turn)
+                outcomes[place] = told(error)
 
     def _decide(self, batch: Sequence[_AskedTurn]) -> list[training_pb2.Fact]:
         """Fills the turns, their tokens excepted; the facts of them. What is not recorded is greedy."""
@@ -279,16 +277,14 @@ class Turns:
         return self._hand_over(asked)
 
     def _hand_over(self, asked: _AskedTurn) -> bytes:
-        """Counts the turn, and seals the token that goes on from it; the turn, serialized."""
+        """Seals the token that goes on from the turn; the turn, serialized."""
         position, turn = asked.position, asked.turn
         if asked.recorded:
             position.unrecorded.clear()
         else:
             position.unrecorded.append(turn.decision_id)
-        self.counters.turns += 1
         self.counters.unrecorded_turns += not asked.recorded
         turn.token = self._seal_next(position, turn)
-        self.latencies.add(time.perf_counter() - asked.came_at)
         return turn.SerializeToString()
 
     # Tokens.
@@ -389,7 +385,12 @@ class Turns:
         return True
 
     async def _answer_by_disk(self, asked: _AskedTurn) -> bytes:
-        """Answers once what the token cannot carry is settled; not recorded, if nobody takes it."""
+        turn = await self._turn_by_disk(asked)
+        self._count(1, time.perf_counter() - asked.came_at)
+        return turn
+
+    async def _turn_by_disk(self, asked: _AskedTurn) -> bytes:
+        """The turn, once what its token cannot carry is settled; not recorded, if nobody takes it."""
         position = asked.position
         if position.unsettled:
             asked.recorded = await self._settled(position.unsettled)
@@ -406,18 +407,17 @@ class Turns:
         return self._hand_over(asked)
 
 
-def _as_message(request: Request) -> Request:
-    """The same request of a PlainAct's message."""
-    plain, answered = request.act, request.answered
-    assert not isinstance(plain, dialogue_pb2.ActRequest)
+def _message(act: Act) -> dialogue_pb2.ActRequest:
+    return act if isinstance(act, dialogue_pb2.ActRequest) else act.message()
 
-    async def reply(turn: Wait) -> bytes:
-        return plain.reply(await turn())
 
-    def answer(outcome: Outcome) -> None:
-        if isinstance(outcome, bytes):
-            answered(plain.reply(outcome))
-        else:
-            answered(outcome if isinstance(outcome, RequestError) else partial(reply, outcome))
+def _reply(act: Act, outcome: Outcome | None) -> Outcome:
+    """A PlainAct is given all of its reply, not its turn alone."""
+    assert outcome is not None
+    if isinstance(act, dialogue_pb2.ActRequest) or isinstance(outcome, RequestError):
+        return outcome
+    return act.reply(outcome) if isinstance(outcome, bytes) else partial(_later_reply, act, outcome)
 
-    return Request(plain.message(), answer, request.came_at)
+
+async def _later_reply(act: PlainAct, turn: Wait) -> bytes:
+    return act.reply(await turn())

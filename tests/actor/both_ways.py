@@ -49,12 +49,8 @@ class Side:
 
     def answer(self, requests: Sequence[Any]) -> list[Any]:
         """What each is answered."""
-        outcomes: list[Any] = [None] * len(requests)
-        asked = [
-            Request(request, lambda outcome, at=at: outcomes.__setitem__(at, outcome), came_at=0.0)
-            for at, request in enumerate(requests)
-        ]
-        self.turns.answer(asked)
+        outcomes: list[Any] = []
+        self.turns.answer([Request([request], outcomes.extend, came_at=0.0) for request in requests])
         return outcomes
 
 

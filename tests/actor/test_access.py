@@ -352,6 +352,28 @@ async def test_beyond_its_rate_a_callers_requests_are_turned_away(
     await stream.close()
 
 
+async def test_of_one_message_as_many_turns_are_answered_as_the_rate_allows(
+    new_actor: ActorFactory, connect: Connect, credentials: Path, tmp_path: Path
+) -> None:
+    slow = credential_file.add_credential(credentials, "slow", ["frontend"], rate=1.0)
+    (tmp_path / "slow").write_text(slow)
+    actor, _ = await new_actor(access=ServerAccess(credentials=credentials))
+    tokens = [(await connect(actor, "web").start(f"d{number}")).token for number in range(10)]
+    first, *others = (
+        pb.ConverseRequest(correlation_id=number, act=turn_of(token)) for number, token in enumerate(tokens)
+    )
+    first.also.extend(others)
+    stream = Stream(connect(actor, "slow"))
+    await stream.write(first)
+    replies = list[pb.ConverseReply]()
+    while len(replies) < 10:
+        reply = await stream.receive()
+        replies += [reply, *reply.also]
+    told = {reply.correlation_id: reply for reply in replies}
+    assert {number for number, reply in told.items() if reply.HasField("turn")} == {0, 1}
+    assert {read_status(told[number].status).reason for number in range(2, 10)} == {"RATE_LIMIT"}
+
+
 async def test_health_is_open_and_reflection_is_not(
     new_actor: ActorFactory, connect: Connect, credentials: Path, tmp_path: Path
 ) -> None:

@@ -1,8 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +11,8 @@ import pytest
 
 from turnwise.v1 import dialogue_pb2 as pb
 from turnwise_actor.config import ActorConfig, StreamConfig, UplinkConfig
-from turnwise_actor.conversation import Conversation, Done, Request
+from turnwise_actor.conversation import Acted, Conversation, Done
+from turnwise_actor.requests import PlainAct, read_converse
 
 from .conftest import ActorFactory, eventually
 from .frontend import Frontend, fresh, read_status, seen
@@ -278,6 +278,7 @@ async def test_beyond_256_in_flight_a_request_is_turned_away(
     actor, bot = await new_actor(uplink=UplinkConfig(settle_wait_ms=3000, report_interval_s=0.1))
     stream = Stream(bot)
     await eventually(lambda: actor.uplink.connected)
+    token = (await bot.start()).token
     learner.answering.clear()
     for number in range(300):
         given = pb.FeedbackRequest(dialogue_id="d1", feedback_id=f"f{number}", reward=1.0)
@@ -285,8 +286,17 @@ async def test_beyond_256_in_flight_a_request_is_turned_away(
     turned_away = [await stream.receive() for _ in range(44)]
     assert {read_status(reply.status).code for reply in turned_away} == {"RESOURCE_EXHAUSTED"}
     assert {reply.correlation_id for reply in turned_away} == set(range(256, 300))
+    message = pb.ConverseRequest(correlation_id=300, act=turn_of(token))
+    message.also.add(correlation_id=301, act=turn_of(token))
+    await stream.write(message)
+    reply = await stream.receive()
+    assert [each.correlation_id for each in (reply, *reply.also)] == [300, 301]
+    assert {read_status(each.status).reason for each in (reply, *reply.also)} == {"TOO_MANY_IN_FLIGHT"}
     learner.answering.set()
-    answered = [await stream.receive() for _ in range(256)]
+    answered = list[pb.ConverseReply]()
+    while len(answered) < 256:
+        reply = await stream.receive()
+        answered += [reply, *reply.also]
     assert {reply.WhichOneof("reply") for reply in answered} == {"receipt"}
 
 
@@ -399,9 +409,9 @@ async def test_a_broken_connection_loses_no_fact(new_actor: ActorFactory, learne
 
 
 async def test_what_turns_out_to_need_the_disk_after_its_stream_has_broken_is_not_begun() -> None:
-    requests: asyncio.Queue[pb.ConverseRequest] = asyncio.Queue()
+    requests: asyncio.Queue[Any] = asyncio.Queue()
     begun: list[str] = []
-    dones: list[Done] = []
+    told: list[Callable[[Any], None]] = []
 
     async def by_disk() -> bytes:
         begun.append("by disk")
@@ -410,19 +420,23 @@ async def test_what_turns_out_to_need_the_disk_after_its_stream_has_broken_is_no
     async def write(reply: bytes) -> None:
         begun.append("a reply")
 
-    def answer(request: Request, done: Done) -> None:
-        dones.append(done)
+    def act(acts: Sequence[PlainAct], acted: Acted) -> None:
+        told.append(lambda outcome: acted(acts, [outcome]))
 
-    conversation = Conversation(requests.get, write, answer, StreamConfig())
+    def answer(request: pb.ConverseRequest, done: Done) -> None:
+        told.append(done)
+
+    conversation = Conversation(requests.get, write, act, answer, StreamConfig())
     running = asyncio.create_task(conversation.run(60.0, asyncio.Event()))
-    requests.put_nowait(pb.ConverseRequest(correlation_id=1, act=pb.ActRequest()))
-    await eventually(lambda: len(dones) == 1)
+    message = pb.ConverseRequest(correlation_id=1, act=pb.ActRequest())
+    requests.put_nowait(message)
+    requests.put_nowait(read_converse(message.SerializeToString()))
+    await eventually(lambda: len(told) == 2)
     running.cancel()
     await asyncio.wait((running,))
-    answering = by_disk()
-    dones[0](answering)
+    for tell in told:
+        tell(by_disk)
     await asyncio.sleep(0)
-    assert inspect.getcoroutinestate(answering) == inspect.CORO_CLOSED
     assert not begun
 
 

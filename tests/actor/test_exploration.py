@@ -15,7 +15,6 @@ import pytest
 from turnwise.v1 import dialogue_pb2 as pb
 from turnwise.v1 import training_pb2
 from turnwise_actor.policy import Domain, Exploration, ModeExploration, Policy, probabilities
-from turnwise_actor.turns import Request
 
 from .conftest import ActorFactory, eventually, make_policy, version_in_force
 from .frontend import Frontend, seen
@@ -132,7 +131,7 @@ async def test_100_000_decisions_come_as_often_as_recorded(new_actor: ActorFacto
     turns = actor._dialogues._turns
     token = (await bot.start("d")).token
     request = pb.ActRequest(token=token, observation=seen(), request_id="0")
-    asked = turns._ask(Request(request, lambda outcome: None, came_at=0.0))
+    asked = turns._ask(request, came_at=0.0)
     actions = Counter[str]()
     for first in range(0, 100_000, 250):
         batch = [

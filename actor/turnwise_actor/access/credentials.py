@@ -55,15 +55,14 @@ class Bucket:
         self._level = self._full()
         self._at = clock()
 
-    def take(self) -> bool:
-        """Whether one more request may pass now."""
+    def take(self, wanted: int = 1) -> int:
+        """How many of so many further requests may pass now."""
         now = self._clock()
         self._level = min(self._full(), self._level + (now - self._at) * self.rate)
         self._at = now
-        if self._level < 1.0:
-            return False
-        self._level -= 1.0
-        return True
+        passed = int(min(wanted, self._level))
+        self._level -= passed
+        return passed
 
     def _full(self) -> float:
         return max(1.0, _BURST_S * self.rate)

@@ -346,7 +346,10 @@ cdef class Turns:
         self._to_come_bytes = 5 * self._actions + overhead_bytes
 
     def answer(self, list acts not None):
-        """Of each: its reply, serialized; or why there is none; or None, where it is not for here to say."""
+        """Of each: its reply, serialized; or why there is none; or None, where it is not for here to say.
+
+        That is so of all that protobuf has read.
+        """
         cdef list outcomes = [None] * len(acts), going = []
         cdef Py_ssize_t place
         cdef Act act
@@ -358,7 +361,10 @@ cdef class Turns:
         self._use(policy)
         self._pending, self._settled, self._settled_before = self._uplink.known()
         now_ms = facts.now_ms()
-        for place, act in enumerate(acts):
+        for place, asked in enumerate(acts):
+            if type(asked) is not Act:
+                continue
+            act = asked
             if self._open(act, keys, now_ms):
                 if act._has_strange:
                     act._unsettled = self._uplink.add(act._unsettled)

@@ -6,7 +6,7 @@ end the frontends finish their dialogues, and their log, the journal, the traine
 ledger` are held against each other.
 
 `--short`: each fault once or a few times, shorter; about two minutes. The full run kills each kind of process
-a hundred times and has ten of every other fault; an hour and three quarters. Ctrl-C ends it after the present
+a hundred times and has ten of every other fault; an hour and a half. Ctrl-C ends it after the present
 fault, and what there was is reckoned up. Needs root for one fault (a full disk, as a small tmpfs), which is
 left out and named where it cannot be had.
 """

@@ -146,22 +146,12 @@ class Conversation:
             return
         room = max(0, self._config.max_in_flight - self._in_flight())
         if len(acts) > room:
-            self._send(*[_failed(act, self._too_many()) for act in acts[room:]])
+            for act in acts[room:]:
+                self._send(_failed(act, self._too_many()))
             acts = acts[:room]
         if acts:
             self._soon += len(acts)
             self._act(acts, self._acted)
-
-    def _acted(self, acts: Sequence[PlainAct], outcomes: Sequence[Outcome]) -> None:
-        self._soon -= len(acts)
-        replies = []
-        for act, outcome in zip(acts, outcomes, strict=True):
-            if type(outcome) is bytes:
-                replies.append(outcome)
-            else:
-                self._take_outcome(act, outcome)
-        if replies:
-            self._send(*replies)
 
     def _has_room(self, message: Request, further: int) -> bool:
         """Whether a message may bring so many further requests; if not, it is refused as a whole."""
@@ -196,16 +186,17 @@ class Conversation:
             self._await(request, answering)
 
     def _done(self, request: Request, outcome: Outcome) -> None:
-        self._soon -= 1
-        self._take_outcome(request, outcome)
+        self._acted((request,), (outcome,))
 
-    def _take_outcome(self, request: Request, outcome: Outcome) -> None:
-        if isinstance(outcome, bytes):
-            self._send(outcome)
-        elif isinstance(outcome, RequestError):
-            self._send(_failed(request, outcome))
-        elif not self._ended:
-            self._await(request, outcome())
+    def _acted(self, requests: Sequence[Request], outcomes: Sequence[Outcome]) -> None:
+        self._soon -= len(requests)
+        for request, outcome in zip(requests, outcomes, strict=True):
+            if isinstance(outcome, bytes):
+                self._send(outcome)
+            elif isinstance(outcome, RequestError):
+                self._send(_failed(request, outcome))
+            elif not self._ended:
+                self._await(request, outcome())
 
     def _await(self, request: Request, answering: Answering) -> None:
         task = asyncio.create_task(self._reply(request, answering))
@@ -232,11 +223,11 @@ class Conversation:
         finally:
             deadline.timer.cancel()
 
-    def _send(self, *replies: bytes) -> None:
+    def _send(self, reply: bytes) -> None:
         if not self._outbox:
             self._emptied.clear()
             self._filled.set()
-        self._outbox.extend(replies)
+        self._outbox.append(reply)
 
     async def _write_replies(self) -> None:
         while True:

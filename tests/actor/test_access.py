@@ -335,11 +335,16 @@ async def test_an_expired_credential_is_refused_and_its_stream_is_asked_to_move_
     assert (await code_of(bot.start()))[0] == "UNAUTHENTICATED"
 
 
+def add_slow(credentials: Path, folder: Path, rate: float) -> None:
+    """A frontend that may ask so many times a second."""
+    token = credential_file.add_credential(credentials, "slow", ["frontend"], rate=rate)
+    (folder / "slow").write_text(token)
+
+
 async def test_beyond_its_rate_a_callers_requests_are_turned_away(
     new_actor: ActorFactory, connect: Connect, credentials: Path, tmp_path: Path
 ) -> None:
-    slow = credential_file.add_credential(credentials, "slow", ["frontend"], rate=0.001)
-    (tmp_path / "slow").write_text(slow)
+    add_slow(credentials, tmp_path, rate=0.001)
     actor, _ = await new_actor(access=ServerAccess(credentials=credentials))
     bot, web = connect(actor, "slow"), connect(actor, "web")
     stream = Stream(bot)
@@ -355,8 +360,7 @@ async def test_beyond_its_rate_a_callers_requests_are_turned_away(
 async def test_of_one_message_as_many_turns_are_answered_as_the_rate_allows(
     new_actor: ActorFactory, connect: Connect, credentials: Path, tmp_path: Path
 ) -> None:
-    slow = credential_file.add_credential(credentials, "slow", ["frontend"], rate=1.0)
-    (tmp_path / "slow").write_text(slow)
+    add_slow(credentials, tmp_path, rate=1.0)
     actor, _ = await new_actor(access=ServerAccess(credentials=credentials))
     tokens = [(await connect(actor, "web").start(f"d{number}")).token for number in range(10)]
     first, *others = (
@@ -365,11 +369,7 @@ async def test_of_one_message_as_many_turns_are_answered_as_the_rate_allows(
     first.also.extend(others)
     stream = Stream(connect(actor, "slow"))
     await stream.write(first)
-    replies = list[pb.ConverseReply]()
-    while len(replies) < 10:
-        reply = await stream.receive()
-        replies += [reply, *reply.also]
-    told = {reply.correlation_id: reply for reply in replies}
+    told = {reply.correlation_id: reply for reply in await stream.receive_all(10)}
     assert {number for number, reply in told.items() if reply.HasField("turn")} == {0, 1}
     assert {read_status(told[number].status).reason for number in range(2, 10)} == {"RATE_LIMIT"}
 

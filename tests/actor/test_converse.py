@@ -37,6 +37,14 @@ class Stream:
         """The next reply; a false value at the end of the stream."""
         return await asyncio.wait_for(self._call.read(), 5)
 
+    async def receive_all(self, count: int) -> list[pb.ConverseReply]:
+        """That many replies, of however many messages; the first message's own first."""
+        replies = list[pb.ConverseReply]()
+        while len(replies) < count:
+            reply = await self.receive()
+            replies += [reply, *reply.also]
+        return replies
+
     async def ask(self, **request: Any) -> pb.ConverseReply:
         await self.send(77, **request)
         return await self.receive()
@@ -117,11 +125,7 @@ async def test_requests_of_one_message_are_answered_in_one_message(new_actor: Ac
     first.also.extend(others)
     before = actor._dialogues.counters.turns
     await stream.write(first)
-    reply = await stream.receive()
-    replies = [reply, *reply.also]
-    while len(replies) < 40:
-        reply = await stream.receive()
-        replies += [reply, *reply.also]
+    replies = await stream.receive_all(40)
     assert actor._dialogues.counters.turns == before + 38
     assert len(replies[0].also) > 30
     told = {each.correlation_id: each for each in replies}
@@ -149,10 +153,7 @@ async def test_an_answer_does_not_depend_on_who_else_asks_at_the_moment(new_acto
     )
     message.also.add(correlation_id=20, act=request)
     await stream.write(message)
-    replies: list[pb.ConverseReply] = []
-    while len(replies) < 20:
-        reply = await stream.receive()
-        replies += [reply, *reply.also]
+    replies = await stream.receive_all(20)
     (together,) = (reply.turn for reply in replies if reply.correlation_id == 20)
     together.token = alone.token
     assert together == alone
@@ -293,10 +294,7 @@ async def test_beyond_256_in_flight_a_request_is_turned_away(
     assert [each.correlation_id for each in (reply, *reply.also)] == [300, 301]
     assert {read_status(each.status).reason for each in (reply, *reply.also)} == {"TOO_MANY_IN_FLIGHT"}
     learner.answering.set()
-    answered = list[pb.ConverseReply]()
-    while len(answered) < 256:
-        reply = await stream.receive()
-        answered += [reply, *reply.also]
+    answered = await stream.receive_all(256)
     assert {reply.WhichOneof("reply") for reply in answered} == {"receipt"}
 
 

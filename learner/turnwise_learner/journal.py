@@ -225,12 +225,12 @@ class JournalReader:
     def _rows(self, where: str, parameters: tuple[object, ...]) -> list[Row]:
         query = f"SELECT seq, dialogue_id, kind, time_ms, body, actor FROM facts {where}"
         # fetchall ends the read transaction before anything is parsed.
-        return list(_parse(self._connection.execute(query, parameters).fetchall()))
-
-
-def _parse(rows: list[tuple[int, str, int, int, bytes, str]]) -> Iterator[Row]:
-    for seq, dialogue_id, kind, time_ms, body, actor in rows:
-        yield Row(seq, dialogue_id, kind, time_ms, training_pb2.Fact.FromString(body), actor)
+        rows = self._connection.execute(query, parameters).fetchall()
+        parse = training_pb2.Fact.FromString
+        return [
+            Row(seq, dialogue_id, kind, time_ms, parse(body), actor)
+            for seq, dialogue_id, kind, time_ms, body, actor in rows
+        ]
 
 
 def _open_read_only(path: Path, timeout_s: float) -> sqlite3.Connection:

@@ -149,6 +149,22 @@ class Encoder:
         self.fill(x, raw, history)
         return x
 
+    def encode_features(self, packed: Sequence[bytes]) -> tuple[Float32, npt.NDArray[np.bool_]]:
+        """The inputs of observations that have nothing but features, <float32>[B, size].
+
+        And whether they are known to be valid, <bool>[B]: `encode` has the last word on the others.
+
+        Args:
+            packed: little-endian float32, as many as the domain has features, at least one.
+        """
+        rows = np.frombuffer(b"".join(packed), "<f4").reshape(len(packed), self._features)
+        sound = np.einsum("bf,bf->b", rows, rows) < MAX_FEATURE**2 / 2
+        if self._features == self.size:
+            return rows.astype(np.float32, copy=False), sound
+        x = np.zeros((len(packed), self.size), np.float32)
+        x[:, self.features_at : self.history_at] = rows
+        return x, sound
+
     def fill(self, x: Float32, raw: RawObservation, history: Sequence[str] = ()) -> None:
         """Writes the inputs of an observation that is known to be valid to <float32>[size] `x`, all zero."""
         if raw.text is not None:

@@ -1017,6 +1017,11 @@ class TrainerMessage(google.protobuf.message.Message):
     REPORT_FIELD_NUMBER: builtins.int
     PUBLISHED_FIELD_NUMBER: builtins.int
     DONE_FIELD_NUMBER: builtins.int
+    WAITS_AFTER_FIELD_NUMBER: builtins.int
+    waits_after: builtins.int
+    """The trainer has read the journal up to this position and has nothing else to do: it wants one
+    `journal_cursor` when the journal is beyond. The newest counts; a new stream begins without.
+    """
     @property
     def hello(self) -> global___TrainerHello:
         """First message of every stream."""
@@ -1040,10 +1045,11 @@ class TrainerMessage(google.protobuf.message.Message):
         report: global___TrainerReport | None = ...,
         published: global___PolicyPublished | None = ...,
         done: global___CommandDone | None = ...,
+        waits_after: builtins.int = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["done", b"done", "hello", b"hello", "message", b"message", "published", b"published", "report", b"report"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["done", b"done", "hello", b"hello", "message", b"message", "published", b"published", "report", b"report"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["message", b"message"]) -> typing.Literal["hello", "report", "published", "done"] | None: ...
+    def HasField(self, field_name: typing.Literal["done", b"done", "hello", b"hello", "message", b"message", "published", b"published", "report", b"report", "waits_after", b"waits_after"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["done", b"done", "hello", b"hello", "message", b"message", "published", b"published", "report", b"report", "waits_after", b"waits_after"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["message", b"message"]) -> typing.Literal["hello", "report", "published", "done", "waits_after"] | None: ...
 
 global___TrainerMessage = TrainerMessage
 
@@ -1271,7 +1277,9 @@ class TrainerCommand(google.protobuf.message.Message):
     id: builtins.int
     """Zero for `welcome` and `journal`, which need no answer."""
     journal_cursor: builtins.int
-    """The journal has grown to this position."""
+    """The journal has grown to this position: said once to a trainer that waits for it. One that does not
+    looks by itself.
+    """
     pause: builtins.bool
     @property
     def welcome(self) -> global___Welcome: ...

@@ -1,8 +1,8 @@
 """The service's side of the stream to the trainer: who is attached, what it said, what it is asked.
 
-A session lives so: the trainer says hello and gets its generation; a task sends it the journal's growth and
-commands, while the call reads its reports, published policies and answers. A later hello takes the place of
-the session; when the stream breaks, the commands in flight fail as unavailable.
+A session lives so: the trainer says hello and gets its generation; a task sends it commands, and the
+journal's growth when it waits for that, while the call reads its reports, published policies and answers. A
+later hello takes the place of the session; when the stream breaks, commands in flight fail as unavailable.
 """
 
 import asyncio
@@ -42,8 +42,9 @@ class _Session:
         self.pid = pid
         self.commands: deque[training_pb2.TrainerCommand] = deque()
         self.cursor = 0
-        """The journal's last position; sent when it is beyond `told`."""
-        self.told = 0
+        """The journal's last position."""
+        self.waits_after: int | None = None
+        """It is sent when it is beyond this; None: the trainer does not wait for it."""
         self.wake = asyncio.Event()
         self.superseded = asyncio.Event()
         self.closed = False
@@ -55,7 +56,19 @@ class _Session:
 
     def journal_grew(self, cursor: int) -> None:
         self.cursor = cursor
-        self.wake.set()
+        if self.is_awaited:
+            self.wake.set()
+
+    def await_growth(self, after: int) -> None:
+        """The trainer waits for the journal to grow beyond `after`."""
+        self.waits_after = after
+        if self.is_awaited:
+            self.wake.set()
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether the trainer waits for what the journal has by now."""
+        return self.waits_after is not None and self.cursor > self.waits_after
 
     def close(self) -> None:
         """Nothing more is to be sent."""
@@ -166,7 +179,7 @@ class TrainerLink:
             exploration=self._orders.exploration,
         )
         session.send(training_pb2.TrainerCommand(welcome=welcome))
-        session.cursor = session.told = cursor
+        session.cursor = cursor
         log.info("trainer %d attached (%s), generation %d", hello.pid, hello.cause or "again", generation)
         return session
 
@@ -189,8 +202,11 @@ class TrainerLink:
                 answer = session.answers.get(message.done.id)
                 if answer is not None and not answer.done():
                     answer.set_result(message.done)
+            case "waits_after":
+                session.await_growth(message.waits_after)
             case other:
-                raise invalid("message", other, "report, published or done after the first hello")
+                wanted = "report, published, done or waits_after after the first hello"
+                raise invalid("message", other, wanted)
 
     async def _known_generation(self, hello: training_pb2.TrainerHello) -> int:
         newest = await self._journal.submit(versions.trainer_generation)
@@ -325,6 +341,6 @@ class TrainerServicer(training_pb2_grpc.TrainerServicer):
             session.wake.clear()
             while session.commands and not session.closed:
                 await call.write(session.commands.popleft())
-            if session.cursor > session.told and not session.closed:
-                session.told = session.cursor
-                await call.write(training_pb2.TrainerCommand(journal_cursor=session.told))
+            if session.is_awaited and not session.closed:
+                session.waits_after = None
+                await call.write(training_pb2.TrainerCommand(journal_cursor=session.cursor))

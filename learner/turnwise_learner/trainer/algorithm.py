@@ -214,6 +214,7 @@ class TurnwiseDQN(DQN):
         self.idle_wait_s = 0.0
         """How long a training step waits for the journal when no update is owed."""
         self.paused = False
+        self._saving = False
         self._steps = 0
         self._reported_updates = 0
         self.exploration = Exploration()
@@ -248,10 +249,7 @@ class TurnwiseDQN(DQN):
         with self.metrics.log_time((TIMERS, REPLAY_BUFFER_ADD_DATA_TIMER)):
             through = self.env_runner.handed_out_through if changes else 0
             self.replay.apply_all(changes)
-            for change in changes:
-                self.pacer.grant(min(change.cursor, through), change.lesson, change.unrated_turn)
-            if changes:
-                self.pacer.grant(through, lesson=False, unrated_turn=False)
+            self.pacer.grant_all(changes, through)
         if self.paused:
             return
         if not self.replay.learnable:
@@ -300,12 +298,21 @@ class TurnwiseDQN(DQN):
     ) -> dict[str, Any]:
         state = super().get_state(components, not_components=not_components, **kwargs)
         if self._check_component(COMPONENT_REPLAY, components, not_components):
-            state[COMPONENT_REPLAY] = self.replay.get_state()
+            replay = self.replay
+            state[COMPONENT_REPLAY] = replay.present_state() if self._saving else replay.get_state()
         if self._check_component(PACING, components, not_components):
             state[PACING] = self.pacer.get_state()
         if self._check_component(EXPLORATION, components, not_components):
             state[EXPLORATION] = asdict(self.exploration)
         return state
+
+    def save_to_path(self, *args: Any, **kwargs: Any) -> str:
+        """As RLlib's, which writes the state that it asks for at once: of replay no copy is made."""
+        self._saving = True
+        try:
+            return str(super().save_to_path(*args, **kwargs))
+        finally:
+            self._saving = False
 
     def restore_from_path(self, *args: Any, **kwargs: Any) -> None:
         super().restore_from_path(*args, **kwargs)

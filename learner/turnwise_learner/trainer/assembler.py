@@ -17,7 +17,7 @@ import numpy as np
 
 from turnwise.v1 import dialogue_pb2, training_pb2
 from turnwise_actor.policy import Domain, Encoder, EncodingError, FieldViolation, RawObservation
-from turnwise_learner.journal import Row
+from turnwise_learner.journal import DECIDED, Row
 from turnwise_learner.trainer.turns import Change, Correction, TurnRecord
 
 _LAST = ":last"
@@ -53,7 +53,8 @@ class Assembler:
     def assemble(self, rows: Sequence[Row]) -> list[Change]:
         """One change a row, in journal order; `rows` follow those of the call before."""
         self._recall(rows)
-        changes = [self._folds[row.dialogue_id].add(row) for row in rows]
+        folds, observed = self._folds, self._reader.observed(rows)
+        changes = [folds[row.dialogue_id].add(row, obs) for row, obs in zip(rows, observed, strict=True)]
         while len(self._folds) > self._max_dialogues:
             self._folds.popitem(last=False)
         return changes
@@ -68,7 +69,7 @@ class Assembler:
                 recalled[dialogue_id] = DialogueFold(self._reader)
         if recalled:
             for earlier in self._load(list(recalled), rows[0].seq - 1):
-                recalled[earlier.dialogue_id].add(earlier, encode=False)
+                recalled[earlier.dialogue_id].add(earlier, anew=False)
             self._folds.update(recalled)
 
 
@@ -79,6 +80,8 @@ class FactReader:
         self.domain = domain
         self._domain_json = domain_json
         self._encoder = Encoder(domain)
+        self._features_bytes = 4 * domain.state.features
+        self._has_history = domain.state.history > 0
         self._actions_of: dict[str, tuple[str, ...] | None] = {domain.fingerprint: domain.action_ids}
         self.all_allowed = np.ones(len(domain.action_ids), bool)
         self.all_allowed.flags.writeable = False
@@ -95,6 +98,32 @@ class FactReader:
             EncodingError: The observation is of a domain whose state this one does not contain.
         """
         return self._encoder.encode(raw_observation(observation), tuple(history))
+
+    def observed(self, rows: Sequence[Row]) -> list[np.ndarray | None]:
+        """<float32>[D] a row; None where it is no turn, or one that has to be encoded on its own.
+
+        A batch of turns that are seen by their features alone is encoded as one.
+        """
+        observed: list[np.ndarray | None] = [None] * len(rows)
+        places, packed = [], []
+        for place, row in enumerate(rows):
+            if row.kind == DECIDED and (features := self._bare_features(row.fact.decided)):
+                places.append(place)
+                packed.append(features)
+        if packed:
+            inputs, sound = self._encoder.encode_features(packed)
+            for place, x, is_sound in zip(places, inputs, sound.tolist(), strict=True):
+                if is_sound:
+                    observed[place] = x
+        return observed
+
+    def _bare_features(self, decided: training_pb2.Decided) -> bytes | None:
+        """What was observed, where that is as many features as the domain has, and nothing else."""
+        observation = decided.observation
+        features = observation.features
+        if len(features) != self._features_bytes or observation.slots or observation.HasField("text"):
+            return None
+        return None if self._has_history and decided.history else features
 
     def action(self, action_id: str) -> int:
         """Index in the domain in force; -1: it has no such action."""
@@ -164,8 +193,7 @@ class _Decision:
     time_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Live:
+class _Live(NamedTuple):
     """Feedback that counts now."""
 
     reward: float | None = None
@@ -190,6 +218,12 @@ class _Told(NamedTuple):
 
 
 _NOTHING = _Told((), _UNRATED, False)
+_NOT_MET = _Told((-1, None, "", False, True, (), 0), _UNRATED, False)
+"""Of a turn that is the newest, and perhaps lost on its way."""
+
+_NO_COUNTERS: dict[str, int] = {}
+_ONE_TURN = {"turns": 1}
+"""Shared by the changes of many facts."""
 
 
 class DialogueFold:
@@ -221,8 +255,73 @@ class DialogueFold:
         self._unlearnable: set[str] = set()
         self._due_ms = 0
 
-    def add(self, row: Row, encode: bool = True) -> Change:
-        """What this fact changes. `encode=False`: the facts before were told already, only fold them."""
+    def add(self, row: Row, observed: np.ndarray | None = None, anew: bool = True) -> Change:
+        """What a fact changes.
+
+        Args:
+            row: The fact.
+            observed: What it observed, <float32>[D], where that is encoded already.
+            anew: False: what follows from it was told already, it is only folded.
+        """
+        if row.kind == DECIDED and self._is_next_turn(decided := row.fact.decided):
+            if observed is None and anew:
+                observed = self._encode(decided)
+            if observed is not None or not anew:
+                return self._add_next_turn(row, decided, observed)
+        return self._add_any(row, anew)
+
+    # A turn that continues its dialogue: most facts are one
+
+    def _is_next_turn(self, decided: training_pb2.Decided) -> bool:
+        """Whether nothing was said of it yet, and the dialogue has neither ended nor forked here."""
+        name, parent = decided.decision_id, decided.parent_id
+        if self._ends or name in self._decided or name in self._confirmed:
+            return False
+        if not decided.recorded or decided.mode not in _LEARNED_MODES:
+            return False
+        if not parent:
+            return True
+        before = self._decided.get(parent)
+        if before is None or parent not in self._told or self._children.get(parent):
+            return False
+        siblings = self._children.get(before.parent_id)
+        return siblings is None or len(siblings) == 1
+
+    def _add_next_turn(self, row: Row, decided: training_pb2.Decided, observed: np.ndarray | None) -> Change:
+        """As `_add_any`, but it need not be asked what is true now.
+
+        This turn has not been met, the one before it has been, and has this one as its successor.
+        """
+        name, parent = decided.decision_id, decided.parent_id
+        kept = self._decided[name] = self._as_kept(decided, parent, row.time_ms)
+        self._told[name] = _NOT_MET
+        records = [self._record(name, observed, kept, _NOT_MET)]
+        counters, unrated = _NO_COUNTERS, False
+        if parent:
+            before, told = self._decided[parent], self._told[parent]
+            now = self._told[parent] = self._now_continued(before, told, name)
+            self._children[parent] = [name]
+            records.append(self._record(parent, None, before, now))
+            if not told.confirmed:
+                self._confirmed.add(parent)
+                counters, unrated = _ONE_TURN, now.truth[1] is not None
+        if self._reader.wait_ms:
+            self._wait_for([name, parent])
+        return Change(row.seq, tuple(records), False, unrated, self._due_ms, counters)
+
+    def _now_continued(self, decided: _Decision, told: _Told, child: str) -> _Told:
+        """The truth about a decision that has got its first child."""
+        if told.confirmed:
+            action, reward, _, _, breaks_return, corrections, rated_ms = told.truth
+            truth = (action, reward, child, False, breaks_return, corrections, rated_ms)
+            return _Told(truth, told.rating, True)
+        action = decided.action
+        reward = self._reader.unrated_reward if action >= 0 else None
+        return _Told((action, reward, child, False, reward is None, (), 0), _UNRATED, True)
+
+    # Any other fact
+
+    def _add_any(self, row: Row, anew: bool) -> Change:
         counters: dict[str, int] = {}
         touched = self._apply(row.fact, counters)
         records: list[TurnRecord] = []
@@ -237,7 +336,7 @@ class DialogueFold:
             if told is None:
                 told = _NOTHING
                 # Of a decision that was not told before, this is the fact.
-                if encode and (obs := self._encode(row.fact.decided)) is None:
+                if anew and (obs := self._encode(row.fact.decided)) is None:
                     _count(counters, "state_not_in_domain")
                     self._unlearnable.add(decision_id)
                     continue
@@ -248,16 +347,18 @@ class DialogueFold:
             turns += first_met
             rated_turns += (now.rating != _UNRATED) - (told.rating != _UNRATED)
             if now.truth != told.truth:
-                decided = self._decided[decision_id]
-                allowed = self._reader.allowed(decided.allowed, decided.domain_fingerprint)
-                records.append(TurnRecord(decision_id, obs, allowed, *now.truth))
+                records.append(self._record(decision_id, obs, self._decided[decision_id], now))
         _count(counters, "turns", turns)
         _count(counters, "rated_turns", rated_turns)
         if self._ends:
-            records += self._last_states(touched, encode)
+            records += self._last_states(touched, anew)
         if self._reader.wait_ms:
             self._wait_for(touched)
         return Change(row.seq, tuple(records), lesson, unrated, self._due_ms, counters)
+
+    def _record(self, name: str, obs: np.ndarray | None, decided: _Decision, told: _Told) -> TurnRecord:
+        allowed = self._reader.allowed(decided.allowed, decided.domain_fingerprint)
+        return TurnRecord(name, obs, allowed, *told.truth)
 
     # Folding
 
@@ -294,14 +395,7 @@ class DialogueFold:
         if decided.mode not in _LEARNED_MODES or not recorded:
             _count(counters, "evaluated" if recorded else "unrecorded")
             self._unlearnable.add(name)
-        self._decided[name] = _Decision(
-            parent,
-            decided.index,
-            self._reader.action(decided.action),
-            decided.allowed,
-            sys.intern(decided.domain_fingerprint),
-            time_ms,
-        )
+        self._decided[name] = self._as_kept(decided, parent, time_ms)
         touched = [name]
         if parent:
             _count(counters, "forks", name in self._confirmed and self._has_met_child(parent))
@@ -310,6 +404,16 @@ class DialogueFold:
         if name in self._ends:
             touched += self._ends
         return touched
+
+    def _as_kept(self, decided: training_pb2.Decided, parent: str, time_ms: int) -> _Decision:
+        return _Decision(
+            parent,
+            decided.index,
+            self._reader.action(decided.action),
+            decided.allowed,
+            sys.intern(decided.domain_fingerprint),
+            time_ms,
+        )
 
     def _confirm(self, decision_id: str, counters: dict[str, int]) -> list[str]:
         """A decision that the person really met; its parent's successor may be another one now."""
@@ -400,7 +504,7 @@ class DialogueFold:
         values = [self._reader.scaled(f.reward) for f in rewards.values()]
         actions = ((f, self._reader.action(f.correction)) for f in corrections.values())
         return _Live(
-            reward=float(np.mean(values)) if values else None,
+            reward=_mean(values) if values else None,
             rated_ms=max((f.revision for f in rewards.values()), default=0),
             corrections=tuple(
                 Correction(f.teacher, f.revision, action) for f, action in actions if action >= 0
@@ -451,6 +555,10 @@ class DialogueFold:
         met = (self._decided[name].time_ms for name in touched if name in self._decided)
         dues = (time_ms + self._reader.wait_ms for time_ms in met)
         self._due_ms = max(self._due_ms, *dues, 0)
+
+
+def _mean(values: list[float]) -> float:
+    return values[0] if len(values) == 1 else float(np.mean(values))
 
 
 def _has_last_state(ended: training_pb2.Ended) -> bool:

@@ -27,7 +27,7 @@ class DecisionRows(Mapping[str, int]):
         self._next = np.zeros(len(ids), np.int32).data
         self._count = 0
         for row in np.flatnonzero(ids).tolist():
-            self._chain(ids[row], row)
+            self._chain(bytes(ids[row]), row)
 
     def add(self, decision_id: str, row: int) -> None:
         """Puts a new decision into a free row.
@@ -43,6 +43,10 @@ class DecisionRows(Mapping[str, int]):
         self._ids[row] = key
         self._chain(key, row)
 
+    def is_used(self, row: int) -> bool:
+        """Whether a decision lies in a row."""
+        return bool(self._ids[row])
+
     def remove(self, row: int) -> None:
         """Frees a row in use."""
         bucket = hash(bytes(self._ids[row])) & self._mask
@@ -57,7 +61,7 @@ class DecisionRows(Mapping[str, int]):
         self._count -= 1
 
     def _chain(self, key: bytes, row: int) -> None:
-        bucket = hash(bytes(key)) & self._mask
+        bucket = hash(key) & self._mask
         self._next[row] = self._heads[bucket]
         self._heads[bucket] = row + 1
         self._count += 1

@@ -97,11 +97,10 @@ class JournalEnvRunner(EnvRunner, Checkpointable):
         return min((change.cursor - 1 for _, _, change in self._held), default=self.cursor)
 
     def _counted(self, changes: list[Change]) -> list[Change]:
-        told: Counter[str] = Counter()
+        told = {"lessons": sum(change.lesson for change in changes)}
         for change in changes:
-            told["lessons"] += change.lesson
             for name, count in change.counters.items():
-                told[name] += count
+                told[name] = told.get(name, 0) + count
         self.counters.update(told)
         self._sampled.update(told)
         return changes

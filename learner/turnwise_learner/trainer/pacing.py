@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
+
+from turnwise_learner.trainer.turns import Change
 
 _UNIT = 1000
 """Updates are counted in thousandths, as whole numbers: fractions a lesson add up exactly."""
@@ -48,6 +51,25 @@ class Pacer:
     @property
     def _debt(self) -> int:
         return self._granted - self._done - self._forgone
+
+    def grant_all(self, changes: Sequence[Change], through: int) -> None:
+        """As `grant` of one after the other, at `through` at most, and then of `through` itself.
+
+        Of facts that grant nothing there are many: those in a row are passed over together.
+        """
+        if not changes:
+            return
+        passed = 0
+        for change in changes:
+            cursor = min(change.cursor, through)
+            if change.lesson or change.unrated_turn:
+                if passed:
+                    self.grant(passed, lesson=False, unrated_turn=False)
+                    passed = 0
+                self.grant(cursor, change.lesson, change.unrated_turn)
+            else:
+                passed = max(passed, cursor)
+        self.grant(max(passed, through), lesson=False, unrated_turn=False)
 
     def grant(self, cursor: int, lesson: bool, unrated_turn: bool) -> None:
         """Takes the fact at `cursor` into account."""

@@ -10,11 +10,11 @@ evicted oldest first when the arrays are full; rows with live corrections are ne
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -111,6 +111,9 @@ class TurnReplay(Checkpointable):
         self._tree = SumTree(n)
         self._protected = SumTree(n)
         self._leaves = self._tree.leaves.data
+        self._seen: dict[int, np.ndarray] = {}
+        self._allowed: dict[int, np.ndarray] = {}
+        """Observations and masks that wait to be written, by row."""
         self._touched: set[int] = set()
         """Rows whose priorities are to be worked out."""
         self._fresh: set[int] = set()
@@ -156,25 +159,34 @@ class TurnReplay(Checkpointable):
     def apply(self, records: Sequence[TurnRecord], lesson: bool = False) -> None:
         """Inserts or amends the turns of one change; the successor of one may come after it."""
         self._take(records, lesson)
+        self._write_states()
         self._prioritise()
 
     def apply_all(self, changes: Iterable[Change]) -> None:
-        """As `apply` of one after the other, but priorities are worked out once."""
+        """As `apply` of one after the other, but states are written and priorities worked out once."""
         for change in changes:
-            self._take(change.records, change.lesson)
+            if change.records:
+                self._take(change.records, change.lesson)
+        self._write_states()
         self._prioritise()
 
     def _take(self, records: Sequence[TurnRecord], lesson: bool) -> None:
         evicted = self.evicted
-        placed = [(row, record) for record in records if (row := self._row_of(record)) >= 0]
-        if self.evicted > evicted:
+        placed = []
+        for record in records:
+            row = self._row_of(record)
+            if row >= 0:
+                placed.append((row, record))
+        if self.evicted > evicted and len(records) > 1:
             # One of them may have been evicted to make room for another.
             placed = [(row, record) for row, record in placed if self._rows.find(record.decision_id) == row]
         for row, record in placed:
             self._write(row, record)
         for row, record in placed:
-            self._link(row, record.successor)
-        self._settle({self._state_key[row] for row, _ in placed})
+            if record.successor or self._child[row] >= 0:
+                self._link(row, record.successor)
+        if self._corrected_states:
+            self._settle({self._state_key[row] for row, _ in placed})
         for row, _ in placed:
             self._touch(row)
         if lesson:
@@ -190,15 +202,27 @@ class TurnReplay(Checkpointable):
             return -1
         row = self._free_row()
         self._rows.add(record.decision_id, row)
-        self.obs[row] = record.obs if self.config.obs_dtype == "float32" else _within_float16(record.obs)
+        self._seen[row] = record.obs
         self._state_key[row] = state_key(record.obs, record.allowed)
         self.added += 1
         return row
 
+    def _write_states(self) -> None:
+        """Writes what was seen and allowed in the rows of a batch, of which nothing is read before."""
+        if self._seen:
+            obs = np.concatenate(list(self._seen.values())).reshape(len(self._seen), -1)
+            obs = obs if self.config.obs_dtype == "float32" else _within_float16(obs)
+            self.obs[np.fromiter(self._seen, np.int64, len(self._seen))] = obs
+            self._seen.clear()
+        if self._allowed:
+            allowed = np.concatenate(list(self._allowed.values())).reshape(len(self._allowed), -1)
+            self.allowed[np.fromiter(self._allowed, np.int64, len(self._allowed))] = allowed
+            self._allowed.clear()
+
     def _write(self, row: int, record: TurnRecord) -> None:
         """Stores what the record says."""
         before = self._value_of(row) if self._leaves[row] else None
-        self.allowed[row] = record.allowed
+        self._allowed[row] = record.allowed
         self._action[row] = record.action
         self._reward[row] = math.nan if record.reward is None else record.reward
         self._terminated[row] = record.terminated
@@ -209,7 +233,8 @@ class TurnReplay(Checkpointable):
             self._corrected_states.setdefault(self._state_key[row], set()).add(row)
         elif row in self._corrections:
             self._forget_corrections(row)
-        self._note_rating(self._state_key[row], row)
+        if self._ratings:
+            self._note_rating(self._state_key[row], row)
         if before is not None and self._value_of(row) != before:
             self._fresh.add(row)
 
@@ -235,8 +260,6 @@ class TurnReplay(Checkpointable):
 
     def _settle(self, keys: set[int]) -> None:
         """Works out anew what is corrected in these states."""
-        if not self._corrected_states:
-            return
         settled = [row for key in keys for row in self._settle_corrections(key)]
         if settled:
             # At once: with the next change their corrections may be others.
@@ -367,15 +390,14 @@ class TurnReplay(Checkpointable):
             row = self._next_row
             self._next_row = (row + 1) % n
             if row not in self._corrections or not self.corrected[row].any():
-                self._evict(row)
+                if self._rows.is_used(row):
+                    self._evict(row)
                 return row
         raise MemoryError(
             f"all {n} rows of replay hold live corrections, which are never evicted; raise capacity_turns"
         )
 
     def _evict(self, row: int) -> None:
-        if not self.decision_id[row]:
-            return
         self.evicted += 1
         self._rows.remove(row)
         if row in self._corrections:
@@ -391,7 +413,8 @@ class TurnReplay(Checkpointable):
         if self._newest_lesson == row:
             self._newest_lesson = -1
         # What is live in a state follows from the turns that are there, so a rating that goes counts no more.
-        self._settle({self._state_key[row]})
+        if self._corrected_states:
+            self._settle({self._state_key[row]})
         self._touch(row)
         if parent >= 0:
             self._touch(parent)
@@ -510,17 +533,13 @@ class TurnReplay(Checkpointable):
         self, components: Any = None, *, not_components: Any = None, **kwargs: Any
     ) -> dict[str, Any]:
         """Arrays up to the highest row in use, priorities, links, counters, the random generator."""
-        state = self._state()
+        state = self.present_state()
         state["columns"] = {name: column.copy() for name, column in state["columns"].items()}
         state["priorities"] = state["priorities"].copy()
         return state
 
-    def save_to_path(self, path: Any = None, *, state: dict[str, Any] | None = None, **kwargs: Any) -> str:
-        """As RLlib's, but without a second copy of a full replay in memory: nothing changes meanwhile."""
-        return str(super().save_to_path(path, state=state or self._state(), **kwargs))
-
-    def _state(self) -> dict[str, Any]:
-        """As `get_state`, with arrays that change as the replay does."""
+    def present_state(self) -> dict[str, Any]:
+        """As `get_state`, but not copied: its arrays change as the replay does."""
         in_use = np.flatnonzero(self.decision_id)
         used = int(in_use[-1]) + 1 if len(in_use) else 0
         return {
@@ -569,9 +588,8 @@ class TurnReplay(Checkpointable):
 
 def state_key(obs: np.ndarray, allowed: np.ndarray) -> int:
     """Names a state: equal keys, equal observation and mask."""
-    digest = hashlib.blake2b(obs.tobytes(), digest_size=8)
-    digest.update(allowed.tobytes())
-    return int.from_bytes(digest.digest(), "little")
+    digest = blake2b(obs.tobytes() + allowed.tobytes(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
 
 
 def _within_float16(obs: np.ndarray) -> np.ndarray:

@@ -43,6 +43,8 @@ class ServiceLink:
         self._commands: queue.SimpleQueue[training_pb2.TrainerCommand] = queue.SimpleQueue()
         self._outbox: queue.Queue[training_pb2.TrainerMessage] = queue.Queue(maxsize=1024)
         self._published: training_pb2.TrainerMessage | None = None
+        self._waits_after: int | None = None
+        """The position of which the service was told that the trainer waits there, until it answers."""
         self._welcomed = threading.Event()
         self._stopping = threading.Event()
         self._welcome = training_pb2.Welcome()
@@ -84,6 +86,16 @@ class ServiceLink:
             except queue.Full:
                 self._outbox.get_nowait()
 
+    def await_growth(self, cursor: int) -> None:
+        """Has the service set `wake`, once, when the journal is beyond `cursor`.
+
+        A trainer that has work looks by itself: to be told of every commit took its loop off its core
+        hundreds of times a second.
+        """
+        if cursor != self._waits_after:
+            self._waits_after = cursor
+            self.send(training_pb2.TrainerMessage(waits_after=cursor))
+
     def close(self, timeout_s: float = 5.0) -> None:
         """Sends what is queued, then ends the stream."""
         self._stopping.set()
@@ -121,7 +133,9 @@ class ServiceLink:
             if not self._welcomed.is_set():
                 self._welcome = command.welcome
                 self._welcomed.set()
-        elif kind != "journal_cursor":
+        elif kind == "journal_cursor":
+            self._waits_after = None
+        else:
             self._commands.put(command)
         self._wake.set()
 
@@ -130,6 +144,8 @@ class ServiceLink:
         if self._published is not None:
             # It may have been lost with the stream before; told twice is harmless.
             yield self._published
+        if (waits_after := self._waits_after) is not None:
+            yield training_pb2.TrainerMessage(waits_after=waits_after)
         while not ended.is_set():
             try:
                 yield self._outbox.get(timeout=0.1)

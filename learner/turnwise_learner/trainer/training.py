@@ -61,11 +61,12 @@ class Training:
         self._events = EventLog(config.data / "logs" / "tensorboard") if config.tensorboard else None
         self._exploration = Exploration()
         self.algorithm, self._last_checkpoint = self._restore()
-        self.algorithm.env_runner.attach(JournalFeed(self._reader, domain, wake))
         self.algorithm.idle_wait_s = config.idle_wait_s
         resumed = self._last_checkpoint is not None or self._reader.last_generation() > 0
         access = ClientAccess(token_file=config.data / LOCAL_TOKEN)
         self._link = ServiceLink(config.service, access, hello(self._reader.journal_id, resumed), wake)
+        feed = JournalFeed(self._reader, domain, wake, self._link.await_growth)
+        self.algorithm.env_runner.attach(feed)
         welcome = self._link.wait_for_welcome(_WELCOME_TIMEOUT_S)
         self.algorithm.paused = welcome.paused
         for order in welcome.exploration:

@@ -53,9 +53,9 @@ class Correction:
     action: int
 
 
-@dataclass
+@dataclass(slots=True)
 class Change:
-    """What one fact changes for learning. Not frozen, for the same reason."""
+    """What one fact changes for learning. Nobody changes one; not frozen, for the same reason."""
 
     cursor: int
     """Journal position of the fact."""
@@ -68,3 +68,11 @@ class Change:
     """Not to be learned before this time (`rewards.wait`)."""
     counters: dict[str, int] = field(default_factory=dict)
     """Increments of the trainer's counters."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """As one without slots, which is what checkpoints hold."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)

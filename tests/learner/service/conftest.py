@@ -113,7 +113,8 @@ class FakeTrainer:
     data: Path
     welcome: training_pb2.Welcome = field(default_factory=training_pb2.Welcome)
     commands: "asyncio.Queue[training_pb2.TrainerCommand]" = field(default_factory=asyncio.Queue)
-    cursor: int = 0
+    told: list[int] = field(default_factory=list)
+    """Positions to which the journal was said to have grown."""
     grown: asyncio.Event = field(default_factory=asyncio.Event)
     code: grpc.StatusCode | None = None
 
@@ -126,13 +127,18 @@ class FakeTrainer:
             while isinstance(command := await self.call.read(), training_pb2.TrainerCommand):
                 if command.WhichOneof("command") == "journal_cursor":
                     assert command.journal_cursor > self.cursor
-                    self.cursor = command.journal_cursor
+                    self.told.append(command.journal_cursor)
                     self.grown.set()
                 else:
                     assert command.id > 0
                     self.commands.put_nowait(command)
         except grpc.aio.AioRpcError as error:
             self.code = error.code()
+
+    @property
+    def cursor(self) -> int:
+        """The last of them."""
+        return self.told[-1] if self.told else 0
 
     async def until_cursor(self, cursor: int) -> None:
         while self.cursor < cursor:

@@ -85,14 +85,28 @@ async def test_a_new_trainer_takes_the_place_of_the_old(service, attach, eventua
         assert service._link.attached
 
 
-async def test_the_trainer_is_told_of_every_growth_of_the_journal(service, attach, send, make_facts):
+async def test_a_trainer_that_waits_is_told_of_every_growth_of_the_journal(service, attach, send, make_facts):
     await send(make_facts("a", 4))
     async with attach(service) as trainer:
         assert trainer.welcome.journal_cursor == 5
         for n in range(20):
+            await trainer.say(waits_after=5 + 2 * n)
             (ack,) = await send(make_facts(f"b{n}", 1))
             await trainer.until_cursor(ack.cursor)
-        assert trainer.cursor == 45
+        assert trainer.told == list(range(7, 46, 2))
+
+
+async def test_a_trainer_that_has_work_is_not_told_of_the_journals_growth(service, attach, send, make_facts):
+    async with attach(service) as trainer:
+        for name in "abc":
+            await send(make_facts(name, 4))
+        await trainer.say(waits_after=5)
+        await trainer.until_cursor(15)
+        await send(make_facts("d", 4))
+        await trainer.say(waits_after=20)
+        await send(make_facts("e", 4))
+        await trainer.until_cursor(25)
+        assert trainer.told == [15, 25]
 
 
 async def test_a_published_policy_is_broadcast_and_recorded(service, attach, policy_of, eventually, config):

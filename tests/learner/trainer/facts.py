@@ -9,11 +9,12 @@ from turnwise_actor.policy import Domain
 from turnwise_learner.journal import KINDS, Row
 
 
-def make_domain(wait_s: int = 0, **learning: Any) -> Domain:
+def make_domain(wait_s: int = 0, state: dict[str, Any] | None = None, **learning: Any) -> Domain:
     return Domain.from_mapping(
         {
             "name": "desk",
-            "state": {"text": {"encoder": "hashing", "size": 64}, "slots": {"vip": {"type": "bool"}}},
+            "state": state
+            or {"text": {"encoder": "hashing", "size": 64}, "slots": {"vip": {"type": "bool"}}},
             "actions": [{"id": name, "say": name} for name in ("greet", "ask", "bye")],
             "rewards": {"wait": f"{wait_s}s"},
             "learning": learning,
@@ -48,13 +49,15 @@ class Journal:
         self, decision_id: str, parent: str = "", action: str = "greet", text: str = "hi", **kw: Any
     ) -> Row:
         fields: dict[str, Any] = {"mode": dialogue_pb2.TEACH, "recorded": True} | {
-            k: kw.pop(k) for k in ("mode", "recorded", "allowed", "history", "index") if k in kw
+            k: kw.pop(k)
+            for k in ("mode", "recorded", "allowed", "history", "index", "observation")
+            if k in kw
         }
+        fields.setdefault("observation", dialogue_pb2.Observation(text=text))
         decided = training_pb2.Decided(
             decision_id=decision_id,
             parent_id=parent,
             action=action,
-            observation=dialogue_pb2.Observation(text=text),
             domain_fingerprint=self.domain.fingerprint,
             **fields,
         )
@@ -78,11 +81,11 @@ class Journal:
         )
         return self.add(dialogue_id, feedback=given)
 
-    def delivered(self, decision_id: str, how: str, action: str = "", key: str = "") -> Row:
+    def delivered(self, decision_id: str, how: str, action: str = "", **kw: Any) -> Row:
         delivered = training_pb2.Delivered(
             decision_id=decision_id, how=training_pb2.Delivered.How.Value(how), action=action
         )
-        return self.add(delivered=delivered, key=key)
+        return self.add(delivered=delivered, **kw)
 
     def ended(
         self,

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from turnwise_actor.policy import Exploration, ModeExploration, PolicyVersion
 from turnwise_learner.trainer.algorithm import EXPLORATION, TurnwiseDQN, TurnwiseDQNConfig
 from turnwise_learner.trainer.assembler import Assembler
 from turnwise_learner.trainer.checkpoints import CheckpointFolder
-from turnwise_learner.trainer.turns import Change
+from turnwise_learner.trainer.turns import Change, TurnRecord
 
 pytestmark = [pytest.mark.usefixtures("_ray"), pytest.mark.filterwarnings("ignore")]
 
@@ -152,6 +153,23 @@ def test_a_restored_algorithm_goes_on_bit_for_bit(tmp_path: Path) -> None:
     assert same(parameters(one), parameters(other))
     for decision in (f"t{i}" for i in range(40)):
         assert one.replay.priority(decision) == other.replay.priority(decision)
+
+
+def test_a_checkpoint_is_saved_without_a_second_copy_of_the_replay(tmp_path: Path) -> None:
+    algorithm = build(Journal(make_domain()))
+    replay = algorithm.replay
+    obs, allowed = np.ones(replay.obs.shape[1], np.float32), np.ones(3, bool)
+    replay.apply([TurnRecord(str(i), obs, allowed, 0, 1.0) for i in range(20_000)])
+    state = replay.get_state()
+    size = sum(column.nbytes for column in state["columns"].values())
+    tracemalloc.start()
+    path = algorithm.save_to_path(str(tmp_path / "c"))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < size / 4
+    other = build(Journal(make_domain()))
+    other.restore_from_path(path)
+    np.testing.assert_equal(other.replay.get_state(), state)
 
 
 def test_exploration_is_kept_and_one_from_before_the_kinds_is_greedy() -> None:

@@ -1,16 +1,19 @@
 """Facts in, turns out; what the tables of docs/semantics.md (test_semantics.py) do not say."""
 
+import dataclasses
 import itertools
 import tracemalloc
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
+import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.learner.trainer.facts import Journal, make_domain
 from turnwise.v1 import dialogue_pb2
-from turnwise_learner.trainer.assembler import Assembler
+from turnwise_learner.trainer.assembler import Assembler, DialogueFold
 from turnwise_learner.trainer.turns import Change, TurnRecord
 
 
@@ -152,6 +155,97 @@ def test_a_restart_between_any_two_facts_changes_nothing(cut: int) -> None:
     told = [[(r.decision_id, learned(r)) for r in change.records] for change in before + after]
     assert told == [[(r.decision_id, learned(r)) for r in change.records] for change in whole]
     assert [c.lesson for c in before + after] == [c.lesson for c in whole]
+
+
+NAMES = [f"{dialogue}{turn}" for dialogue in "de" for turn in range(5)]
+SEEN = st.sampled_from(
+    [
+        {"features": np.array([1, -2, 3], "<f4").tobytes()},
+        {"features": np.array([1, np.nan, 3], "<f4").tobytes()},
+        {"features": np.array([1e6, 1e6, 1e6], "<f4").tobytes()},  # each within its bounds
+        {"features": b"short"},
+        {"features": np.ones(3, "<f4").tobytes(), "slots": [{"name": "vip", "flag": True}]},
+        {"features": np.ones(3, "<f4").tobytes(), "text": "none is expected"},
+    ]
+)
+
+
+def a_turn(data: st.DataObject, name: str) -> Callable[[Journal], object]:
+    """Of which the last of its dialogue is the likely parent, plainly observed."""
+    number = int(name[1])
+    parent = data.draw(
+        st.sampled_from(["", *(2 * [f"{name[0]}{number - 1}"] if number else []), f"{name[0]}0", "lost"])
+    )
+    rare = data.draw(st.integers(0, 9))
+    fields: dict[str, Any] = {
+        "parent": parent,
+        "dialogue_id": name[0],
+        "time_ms": data.draw(st.integers(0, 3)) * 1000,
+        "index": number,
+        "action": "unknown" if rare == 0 else data.draw(st.sampled_from(["greet", "ask"])),
+        "mode": dialogue_pb2.EVALUATE if rare == 1 else dialogue_pb2.TEACH,
+        "recorded": rare != 2,
+        "allowed": b"\x03" if rare == 3 else b"",
+        "history": ["ask"] if rare == 4 else ["gone"] if rare == 5 else [],
+        "observation": dialogue_pb2.Observation(**data.draw(SEEN)),
+    }
+    return lambda j: j.decided(name, **fields)
+
+
+def a_word(data: st.DataObject) -> Callable[[Journal], object]:
+    """What somebody says of a turn that may come later, or of the dialogue."""
+    name = data.draw(st.sampled_from([*NAMES, "d", "e"]))
+    dialogue_id, decision_id = name[0], name if len(name) > 1 else ""
+    kinds: list[Callable[[Journal], object]] = [
+        lambda j: j.feedback(decision_id, dialogue_id=dialogue_id, reward=-1),
+        lambda j: j.feedback(decision_id, dialogue_id=dialogue_id, correction="bye"),
+        lambda j: j.feedback(decision_id, dialogue_id=dialogue_id, retraction=True),
+        lambda j: j.ended(decision_id, True, dialogue_id=dialogue_id, time_ms=1500),
+        lambda j: j.delivered(name, "OVERRIDDEN", "bye", dialogue_id=dialogue_id),
+        lambda j: j.delivered(name, "DROPPED", dialogue_id=dialogue_id),
+    ]
+    return data.draw(st.sampled_from(kinds))
+
+
+def plainly(change: Change) -> Any:
+    """A change that can be compared."""
+
+    def plain(value: Any) -> Any:
+        return (value.dtype.str, value.tolist()) if isinstance(value, np.ndarray) else value
+
+    records = [{f.name: plain(getattr(r, f.name)) for f in dataclasses.fields(r)} for r in change.records]
+    return {f.name: getattr(change, f.name) for f in dataclasses.fields(change)} | {"records": records}
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.data(), st.sampled_from([0.0, 0.9]), st.sampled_from([0, 10]), st.sampled_from([0, 1]), st.booleans()
+)
+def test_the_short_way_of_a_turn_that_continues_its_dialogue_changes_what_the_long_way_does(
+    data: st.DataObject, gamma: float, wait_s: int, history: int, forgets: bool
+) -> None:
+    state = {"features": 3, "slots": {"vip": {"type": "bool"}}, "history": history}
+    journal = Journal(make_domain(wait_s, state, gamma=gamma))
+    swaps = data.draw(st.lists(st.integers(0, len(NAMES) - 2), max_size=4))
+    order = list(NAMES)
+    for at in swaps:
+        order[at], order[at + 1] = order[at + 1], order[at]
+    facts = [a_turn(data, name) for name in order]
+    for _ in range(data.draw(st.integers(0, 6))):
+        facts.insert(data.draw(st.integers(0, len(facts))), a_word(data))
+    for fact in facts:
+        fact(journal)
+
+    def changes(size: int) -> list[Any]:
+        assembler = Assembler(
+            journal.domain, journal.dialogues, journal.domain_json, max_dialogues=1 if forgets else 10
+        )
+        batches = [journal.rows[at : at + size] for at in range(0, len(journal.rows), size)]
+        return [plainly(change) for rows in batches for change in assembler.assemble(rows)]
+
+    short = changes(size=4)
+    with patch.object(DialogueFold, "_is_next_turn", lambda *_: False):
+        assert short == changes(size=4)
 
 
 def test_many_dialogues_in_little_memory_fold_again_from_the_journal() -> None:

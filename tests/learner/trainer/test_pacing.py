@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turnwise_learner.trainer.pacing import Pacer
+from turnwise_learner.trainer.turns import Change
 
 
 def test_a_lesson_is_learned_through_once_its_updates_are_done() -> None:
@@ -51,6 +52,26 @@ def test_granted_is_done_and_owed_and_forgone(steps: list[tuple[bool, bool, int]
     assert (restored.owed, restored.learned_through) == (pacer.owed, pacer.learned_through)
     pacer.spend(pacer.owed)
     assert pacer.learned_through == len(steps)
+
+
+FACTS = st.lists(st.tuples(st.integers(1, 9), st.booleans(), st.booleans()))
+
+
+@given(st.lists(st.tuples(FACTS, st.integers(0, 9), st.integers(0, 30))), st.sampled_from([0.0, 1.0]))
+def test_facts_granted_together_leave_what_they_leave_one_by_one(
+    rounds: list[tuple[list[tuple[int, bool, bool]], int, int]], per_unrated_turn: float
+) -> None:
+    one, other = Pacer(8, per_unrated_turn, max_owed=15), Pacer(8, per_unrated_turn, max_owed=15)
+    for facts, through, updates in rounds:
+        for cursor, lesson, unrated in facts:
+            one.grant(min(cursor, through), lesson, unrated)
+        if facts:
+            one.grant(through, lesson=False, unrated_turn=False)
+        changes = [Change(cursor, lesson=lesson, unrated_turn=unrated) for cursor, lesson, unrated in facts]
+        other.grant_all(changes, through)
+        assert other.get_state() == one.get_state()
+        for pacer in (one, other):
+            pacer.spend(min(updates, pacer.owed))
 
 
 def test_what_is_learned_through_never_goes_back() -> None:

@@ -7,6 +7,17 @@ READY  := $(VENV)/.installed
 PEERS  := $(VENV)/.peers-installed
 # Debian packages that some tests talk to; those tests are skipped, with the reason, where they are missing.
 SYSTEM := iproute2 openssh-server prometheus rsync
+# ... and what the compiled turn path is built with; without them it is left out, and a turn costs more.
+NATIVE := gcc libc6-dev libnghttp2-dev python3-dev
+
+# $(call install,PACKAGES,WHAT IS SAID BEFORE,WHAT IS SAID IF IT FAILS): of Debian, as root, if one is missing.
+define install
+if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! dpkg -s $(1) >/dev/null 2>&1; then \
+	echo $(2); \
+	{ apt-get -qq update && DEBIAN_FRONTEND=noninteractive \
+	apt-get -qq install -y --no-install-recommends $(1) >/dev/null; } || echo $(3); \
+fi
+endef
 
 .DEFAULT_GOAL := help
 .PHONY: help setup system demo test test-cluster lint bench up format protos clean
@@ -18,6 +29,8 @@ setup: $(READY)  ## the environment alone, in .venv
 
 $(READY): pyproject.toml constraints.txt hatch_build.py $(wildcard actor/turnwise_actor/compiled/*.*x* actor/turnwise_actor/compiled/*.h)
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; this is " + sys.version.split()[0] + ". Set PYTHON=…")'
+	@$(call install,$(NATIVE),"Installing what the turn path is compiled with: $(NATIVE)", \
+		"They cannot be installed: without them a turn costs more")
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV): PyTorch first, then the rest (about two minutes)"
 	@$(PIP) torch
@@ -30,12 +43,8 @@ $(PEERS): $(READY)
 	@touch $@
 
 system:
-	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! dpkg -s $(SYSTEM) >/dev/null 2>&1; then \
-		echo "Installing Debian packages that tests talk to: $(SYSTEM)"; \
-		apt-get -qq update && DEBIAN_FRONTEND=noninteractive \
-		apt-get -qq install -y --no-install-recommends $(SYSTEM) >/dev/null || \
-		echo "They cannot be installed: tests that need them are skipped"; \
-	fi
+	@$(call install,$(SYSTEM),"Installing Debian packages that tests talk to: $(SYSTEM)", \
+		"They cannot be installed: tests that need them are skipped")
 
 demo: setup  ## teach the quickstart bot, stop it, start it again
 	@$(BIN)/python examples/quickstart/demo.py

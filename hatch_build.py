@@ -19,7 +19,9 @@ FLAGS = {
     "forward": ["-O3", "-g0"],
     # Chances are bit by bit what numpy makes of them: a*b + c is rounded twice.
     "turns": ["-O2", "-g0", "-ffp-contract=off"],
+    "http2": ["-O2", "-g0"],
 }
+LIBRARIES = {"http2": ["nghttp2"]}
 
 
 class CompiledTurnPath(BuildHookInterface):  # type: ignore[type-arg]
@@ -32,21 +34,24 @@ class CompiledTurnPath(BuildHookInterface):  # type: ignore[type-arg]
             raise ValueError(f"TURNWISE_COMPILE: got {wanted!r}; wanted auto, no or yes")
         if wanted == "no" or self.target_name != "wheel":
             return
+        built = [name for name in FLAGS if self._compile(name, must=wanted == "yes")]
+        if built:
+            build_data["pure_python"] = False
+            build_data["infer_tag"] = True
+            build_data["artifacts"].append(f"*{sysconfig.get_config_var('EXT_SUFFIX')}")
+
+    def _compile(self, name: str, must: bool) -> bool:
         try:
-            compile_in_place()
+            compile_in_place(name)
         except Exception as error:  # whatever a compiler, or the lack of one, comes up with
-            if wanted == "yes":
+            if must:
                 raise
-            self.app.display_warning(
-                f"turns are answered in Python alone, at half the speed or less: {error}"
-            )
-            return
-        build_data["pure_python"] = False
-        build_data["infer_tag"] = True
-        build_data["artifacts"].append(f"*{sysconfig.get_config_var('EXT_SUFFIX')}")
+            self.app.display_warning(f"{name} is not compiled; a turn will cost more: {error}")
+            return False
+        return True
 
 
-def compile_in_place() -> None:
+def compile_in_place(name: str) -> None:
     """Raises what Cython, setuptools or the compiler raise."""
     from Cython.Build import cythonize
     from setuptools import Extension
@@ -55,19 +60,15 @@ def compile_in_place() -> None:
 
     sys.path.insert(0, str(SOURCES.parents[1]))  # where one module's declarations are found by the other
     with tempfile.TemporaryDirectory(prefix="turnwise-build-") as folder:
+        extension = Extension(
+            f"turnwise_actor.compiled.{name}",
+            [str(SOURCES / f"{name}.pyx")],
+            include_dirs=[str(SOURCES)],
+            extra_compile_args=FLAGS[name],
+            libraries=LIBRARIES.get(name, []),
+        )
         extensions = cythonize(
-            [
-                Extension(
-                    f"turnwise_actor.compiled.{name}",
-                    [str(SOURCES / f"{name}.pyx")],
-                    include_dirs=[str(SOURCES)],
-                    extra_compile_args=flags,
-                )
-                for name, flags in FLAGS.items()
-            ],
-            include_path=[str(SOURCES.parents[1])],
-            build_dir=folder,
-            quiet=True,
+            [extension], include_path=[str(SOURCES.parents[1])], build_dir=folder, quiet=True
         )
         command = build_ext(Distribution({"ext_modules": extensions}))
         command.build_temp, command.build_lib = folder, str(SOURCES.parents[1])

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
+
+from google.protobuf.message import DecodeError
 
 from turnwise.v1 import dialogue_pb2
 from turnwise_actor.access.unreadable import UnreadableError
@@ -26,8 +27,8 @@ from turnwise_actor.errors import (
     Violation,
     told,
 )
-from turnwise_actor.parts import with_parts
-from turnwise_actor.requests import PlainAct
+from turnwise_actor.parts import joining
+from turnwise_actor.requests import CONVERSE, PlainAct, read_converse
 from turnwise_actor.turns import Outcome
 
 Answering = Coroutine[Any, Any, bytes]
@@ -47,25 +48,39 @@ MOST_BYTES = 1 << 20
 _DRAINING = dialogue_pb2.ConverseReply(draining=dialogue_pb2.Draining()).SerializeToString()
 
 
+class Wire(Protocol):
+    """What carries the messages of one stream."""
+
+    def listen(self, take: Callable[[list[bytes]], None]) -> asyncio.Future[None]:
+        """Gives messages to `take` as they come, while the client takes its replies.
+
+        The future is done when the client has ended its side, or cannot be written to.
+        """
+        ...
+
+    def stop_listening(self) -> None:
+        """Gives it no more."""
+        ...
+
+    def send(self, replies: Sequence[bytes | list[bytes]]) -> None:
+        """Sends messages, whole or in parts, in order, as soon as the client takes them."""
+        ...
+
+    async def sent(self) -> None:
+        """Returns when the client has taken all of them, or cannot be written to."""
+        ...
+
+
 class Conversation:
     """Answers the requests of one stream until it ends."""
 
-    def __init__(
-        self,
-        read: Callable[[], Awaitable[Any]],
-        write: Callable[[bytes], Awaitable[None]],
-        act: Act,
-        answer: Answer,
-        config: StreamConfig,
-    ) -> None:
-        self._read = read
-        self._write = write
+    def __init__(self, wire: Wire, act: Act, answer: Answer, config: StreamConfig) -> None:
+        self._wire = wire
         self._act = act
         self._answer = answer
         self._config = config
-        self._outbox: deque[bytes] = deque()
-        self._filled = asyncio.Event()
-        self._emptied = asyncio.Event()
+        self._outbox: list[bytes] = []
+        """Replies that go in one message with those that are ready in the same turn of the event loop."""
         self._coalesces = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._soon = 0
@@ -75,79 +90,70 @@ class Conversation:
 
     async def run(self, life_s: float, draining: asyncio.Event) -> None:
         """Returns when the stream is to be ended by the server."""
-        writing = asyncio.create_task(self._write_replies())
-        reading = asyncio.create_task(self._read_requests())
-        leaving = asyncio.create_task(draining.wait())
+        ended = self._wire.listen(self.take)
+        leaving: asyncio.Future[Any] = asyncio.create_task(draining.wait())
         try:
-            await asyncio.wait(
-                {reading, leaving, writing}, timeout=life_s, return_when=asyncio.FIRST_COMPLETED
-            )
-            if not reading.done() and not writing.done():
-                self._send(_DRAINING)
-                await self._until_quiet(reading)
-            await self._finish(writing)
+            await asyncio.wait({ended, leaving}, timeout=life_s, return_when=asyncio.FIRST_COMPLETED)
+            if not ended.done():
+                self._send([_DRAINING])
+                await self._until_quiet(ended)
+            await self._finish()
         finally:
             self._ended = True
-            tasks = [writing, reading, leaving, *self._tasks]
+            self._wire.stop_listening()
+            tasks = [leaving, *self._tasks]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _until_quiet(self, reading: asyncio.Task[None]) -> None:
+    async def _until_quiet(self, ended: asyncio.Future[None]) -> None:
         """Gives the client time to move, and what it has sent meanwhile time to arrive."""
         began_at = time.monotonic()
-        while not reading.done() and time.monotonic() - began_at < self._config.move_s:
+        while not ended.done() and time.monotonic() - began_at < self._config.move_s:
             quiet_s = time.monotonic() - max(self._last_request_at, began_at)
             if quiet_s >= self._config.quiet_s and not self._in_flight():
                 break
-            await asyncio.wait({reading}, timeout=self._config.quiet_s / 4)
-        reading.cancel()
+            await asyncio.wait({ended}, timeout=self._config.quiet_s / 4)
+        self._wire.stop_listening()
 
-    async def _finish(self, writing: asyncio.Task[None]) -> None:
+    async def _finish(self) -> None:
         if self._tasks:
             await asyncio.wait(self._tasks)
-        while self._soon:
+        while self._soon or self._outbox:
             await asyncio.sleep(0)
-        flushed = asyncio.create_task(self._emptied.wait())
+        sent = asyncio.create_task(self._wire.sent())
         # A client that does not read is not waited for.
-        await asyncio.wait(
-            {flushed, writing}, timeout=self._config.move_s, return_when=asyncio.FIRST_COMPLETED
-        )
-        flushed.cancel()
+        await asyncio.wait({sent}, timeout=self._config.move_s)
+        sent.cancel()
 
     def _in_flight(self) -> int:
         return len(self._tasks) + self._soon
 
-    async def _read_requests(self) -> None:
-        while (message := await self._next_message()) is not None:
-            if not isinstance(message, dialogue_pb2.ConverseRequest):
-                self._take_acts(message)
+    def take(self, messages: Sequence[bytes]) -> None:
+        """Begins to answer ConverseRequests, serialized; what cannot be read is answered as nobody's."""
+        self._last_request_at = time.monotonic()
+        acts: list[PlainAct] = []
+        for content in messages:
+            try:
+                message = read_converse(content)
+            except DecodeError:
+                status = UnreadableError(content, CONVERSE).to_status()
+                self._send([dialogue_pb2.ConverseReply(status=status).SerializeToString()])
+                continue
+            if isinstance(message, list):
+                if len(message) == 1 or self._has_room(message[0], len(message) - 1):
+                    acts += message
             elif message.also:
                 self._take_all(message)
             else:
                 self._take(message)
-
-    async def _next_message(self) -> dialogue_pb2.ConverseRequest | list[PlainAct] | None:
-        """None: the client has ended its side. What cannot be read is answered at once, as nobody's."""
-        while True:
-            if len(self._outbox) > self._config.max_in_flight:
-                # A client that does not read its replies is not read from.
-                await self._emptied.wait()
-            try:
-                message = await self._read()
-            except UnreadableError as error:
-                self._send(dialogue_pb2.ConverseReply(status=error.to_status()).SerializeToString())
-                continue
-            self._last_request_at = time.monotonic()
-            return message if isinstance(message, dialogue_pb2.ConverseRequest | list) else None
+        if acts:
+            self._take_acts(acts)
 
     def _take_acts(self, acts: Sequence[PlainAct]) -> None:
-        if len(acts) > 1 and not self._has_room(acts[0], len(acts) - 1):
-            return
         room = max(0, self._config.max_in_flight - self._in_flight())
         if len(acts) > room:
-            for act in acts[room:]:
-                self._send(_failed(act, self._too_many()))
+            self._send([_failed(act, self._too_many()) for act in acts[room:]])
             acts = acts[:room]
         if acts:
             self._soon += len(acts)
@@ -158,7 +164,7 @@ class Conversation:
         self._coalesces = True
         most = self._config.max_in_flight - 1
         if further > most:
-            self._send(_failed(message, _wrong("also", f"{further} requests", f"at most {most}")))
+            self._send([_failed(message, _wrong("also", f"{further} requests", f"at most {most}"))])
         return further <= most
 
     def _take_all(self, message: dialogue_pb2.ConverseRequest) -> None:
@@ -167,18 +173,18 @@ class Conversation:
         self._take(message)
         for request in message.also:
             if request.also:
-                self._send(_failed(request, _wrong("also.also", f"{len(request.also)} requests", "none")))
+                self._send([_failed(request, _wrong("also.also", f"{len(request.also)} requests", "none"))])
             else:
                 self._take(request)
 
     def _take(self, request: dialogue_pb2.ConverseRequest) -> None:
         if self._in_flight() >= self._config.max_in_flight:
-            self._send(_failed(request, self._too_many()))
+            self._send([_failed(request, self._too_many())])
             return
         try:
             answering = self._answer(request, partial(self._done, request))
         except Exception as error:  # noqa: BLE001 - told to whoever asked
-            self._send(_failed(request, told(error)))
+            self._send([_failed(request, told(error))])
             return
         if answering is None:
             self._soon += 1
@@ -190,13 +196,16 @@ class Conversation:
 
     def _acted(self, requests: Sequence[Request], outcomes: Sequence[Outcome]) -> None:
         self._soon -= len(requests)
+        replies = []
         for request, outcome in zip(requests, outcomes, strict=True):
             if isinstance(outcome, bytes):
-                self._send(outcome)
+                replies.append(outcome)
             elif isinstance(outcome, RequestError):
-                self._send(_failed(request, outcome))
+                replies.append(_failed(request, outcome))
             elif not self._ended:
                 self._await(request, outcome())
+        if replies:
+            self._send(replies)
 
     def _await(self, request: Request, answering: Answering) -> None:
         task = asyncio.create_task(self._reply(request, answering))
@@ -208,7 +217,7 @@ class Conversation:
             reply = await self._answer_in_time(request, answering)
         except Exception as error:  # noqa: BLE001 - told to whoever asked
             reply = _failed(request, told(error))
-        self._send(reply)
+        self._send([reply])
 
     async def _answer_in_time(self, request: Request, answering: Awaitable[bytes]) -> bytes:
         """As asyncio.wait_for does it, but without a second task for every request: that costs 50 us."""
@@ -223,29 +232,17 @@ class Conversation:
         finally:
             deadline.timer.cancel()
 
-    def _send(self, reply: bytes) -> None:
+    def _send(self, replies: list[bytes]) -> None:
+        if not self._coalesces:
+            self._wire.send(replies)
+            return
         if not self._outbox:
-            self._emptied.clear()
-            self._filled.set()
-        self._outbox.append(reply)
+            asyncio.get_running_loop().call_soon(self._send_together)
+        self._outbox += replies
 
-    async def _write_replies(self) -> None:
-        while True:
-            self._emptied.set()
-            await self._filled.wait()
-            self._filled.clear()
-            while self._outbox:
-                await self._write(self._next_reply())
-
-    def _next_reply(self) -> bytes:
-        """The oldest reply, with all those that are ready if the client coalesces, too."""
-        reply = self._outbox.popleft()
-        if not self._coalesces or not self._outbox:
-            return reply
-        also, size = [], len(reply)
-        while self._outbox and (size := size + len(self._outbox[0])) <= MOST_BYTES:
-            also.append(self._outbox.popleft())
-        return with_parts(reply, dialogue_pb2.ConverseReply.ALSO_FIELD_NUMBER, also)
+    def _send_together(self) -> None:
+        replies, self._outbox = self._outbox, []
+        self._wire.send(list(_together(replies)))
 
     def _too_many(self) -> OverloadError:
         return OverloadError(
@@ -267,6 +264,18 @@ class _Deadline:
     def _expire(self) -> None:
         self.passed = True
         self._task.cancel()
+
+
+def _together(replies: Sequence[bytes]) -> Iterator[list[bytes]]:
+    """As few messages as hold them, in parts, each of about MOST_BYTES at most."""
+    begin = 0
+    while begin < len(replies):
+        end, size = begin + 1, len(replies[begin])
+        while end < len(replies) and (size := size + len(replies[end])) <= MOST_BYTES:
+            end += 1
+        also = replies[begin + 1 : end]
+        yield joining(replies[begin], dialogue_pb2.ConverseReply.ALSO_FIELD_NUMBER, also)
+        begin = end
 
 
 def unknown_request() -> BadRequestError:

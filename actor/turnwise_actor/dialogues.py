@@ -20,6 +20,7 @@ from turnwise_actor.errors import (
     UnavailableError,
 )
 from turnwise_actor.facts import PackedFact, pack
+from turnwise_actor.http2 import HTTP2
 from turnwise_actor.latencies import Latencies
 from turnwise_actor.policy import Domain, Encoder
 from turnwise_actor.requests import Act
@@ -31,8 +32,9 @@ from turnwise_actor.weights import Policies
 
 _MOST_AT_ONCE = 32
 """So many turns that wait are answered without looking for more: the others' requests wait meanwhile."""
-_QUIET_LOOPS = 8
-"""... and after so many turns of the event loop that brought no further one."""
+_QUIET_LOOPS = 8 if HTTP2 is None else 3
+"""... and after so many turns of the event loop that brought no further one. In one `grpc.aio` hands over one
+call, however many wait, our own server all that a connection has brought."""
 
 
 class Dialogues:
@@ -94,10 +96,7 @@ class Dialogues:
         return outcome if isinstance(outcome, bytes) else await outcome()
 
     def answer_soon(self, acts: Sequence[Act], answered: Answered) -> None:
-        """Answers as soon as nothing further is being asked, all of it together: that costs half.
-
-        gRPC hands over one call in a turn of the event loop, however many wait.
-        """
+        """Answers as soon as nothing further is being asked, all of it together: that costs half."""
         if not self._waiting:
             asyncio.get_running_loop().call_soon(self._gather, 0, 0)
         self._waiting.append(Request(acts, answered, time.perf_counter()))

@@ -16,11 +16,16 @@ _LENGTH_DELIMITED = 2
 
 def with_parts(head: Message | bytes, field: int, parts: Iterable[bytes]) -> bytes:
     """The head, serialized, with serialized messages added to one of its fields of messages."""
+    return b"".join(joining(head if isinstance(head, bytes) else head.SerializeToString(), field, parts))
+
+
+def joining(head: bytes, field: int, parts: Iterable[bytes]) -> list[bytes]:
+    """What has to be joined for it."""
     tag = varint(field << 3 | _LENGTH_DELIMITED)
-    content = [head if isinstance(head, bytes) else head.SerializeToString()]
+    content = [head]
     for part in parts:
-        content += (tag, varint(len(part)), part)
-    return b"".join(content)
+        content += (tag + varint(len(part)), part)
+    return content
 
 
 def varint(number: int) -> bytes:

@@ -10,6 +10,7 @@ from turnwise_actor.compiled import compiled
 
 TURNS = compiled("turns")
 _SERVICE = dialogue_pb2.DESCRIPTOR.services_by_name["Dialogue"].full_name
+CONVERSE = f"/{_SERVICE}/Converse"
 
 
 class PlainAct(Protocol):
@@ -42,8 +43,5 @@ def read_converse(content: bytes) -> dialogue_pb2.ConverseRequest | list[PlainAc
     return dialogue_pb2.ConverseRequest.FromString(content) if acts is None else acts
 
 
-READERS: Mapping[str, Callable[[bytes], Any]] = {
-    f"/{_SERVICE}/Act": read_act,
-    f"/{_SERVICE}/Converse": read_converse,
-}
-"""By method; the other methods' requests are read by protobuf alone."""
+READERS: Mapping[str, Callable[[bytes], Any]] = {f"/{_SERVICE}/Act": read_act, CONVERSE: bytes}
+"""By method; a conversation reads its messages itself, the other methods' are read by protobuf alone."""

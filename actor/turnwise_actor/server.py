@@ -7,11 +7,11 @@ import contextlib
 import logging
 import os
 import secrets
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from turnwise.v1 import dialogue_pb2, training_pb2
 from turnwise.v1.dialogue_pb2_grpc import add_DialogueServicer_to_server
@@ -21,6 +21,8 @@ from turnwise_actor.access.guard import Guard, callers_of
 from turnwise_actor.access.unreadable import UnreadableRequests
 from turnwise_actor.config import ActorConfig
 from turnwise_actor.dialogues import Dialogues
+from turnwise_actor.http2 import HTTP2
+from turnwise_actor.http2.server import Http2Server
 from turnwise_actor.policy import Domain, Policy
 from turnwise_actor.requests import READERS, TURNS
 from turnwise_actor.servicer import ActorServicer
@@ -102,7 +104,11 @@ class ActorServer:
         config = self._config
         guards = () if self._guard is None else (self._guard,)
         interceptors = (*guards, UnreadableRequests(READERS))
-        self._server = grpc.aio.server(interceptors=interceptors, options=_server_options(config))
+        self._server: Any
+        if HTTP2 is not None:
+            self._server = Http2Server(interceptors, config.max_message_bytes)
+        else:
+            self._server = grpc.aio.server(interceptors=interceptors, options=_server_options(config))
         self.address = _listen(self._server, config)
         self._link = Link(config.learner_address, config.learner_access, _channel_options())
         self._spool = Spool(
@@ -119,17 +125,22 @@ class ActorServer:
         add_DialogueServicer_to_server(self._servicer, self._server)
         await self._add_standard_services()
         if config.metrics_listen is not None:
-            await self._serve_metrics(config.metrics_listen)
+            try:
+                await self._serve_metrics(config.metrics_listen)
+            except ListenError:
+                await self._server.stop(0)
+                raise
         await self._server.start()
         self._follow_learner()
         if config.address_file is not None:
             _write_whole(config.address_file, self.address)
         logger.info(
-            "actor %s listens on %s for the domain %s; turns are answered %s",
+            "actor %s listens on %s for the domain %s; turns are answered %s, calls taken %s",
             self._incarnation,
             self.address,
             self._domain.name,
             "in Python alone: the compiled turn path is not there" if TURNS is None else "by compiled code",
+            "by grpc.aio: the compiled HTTP/2 server is not there" if HTTP2 is None else "by its own HTTP/2",
         )
 
     async def stop(self) -> bool:
@@ -173,7 +184,8 @@ class ActorServer:
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._server)
+        reflecting = reflection.aio.ReflectionServicer(names)  # type: ignore[attr-defined]
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflecting, self._server)
         self._serving = asyncio.Event()
         self._policies.on_change(self._on_policy)
         if self._policies.current is not None:
@@ -233,11 +245,14 @@ class ActorServer:
         return report
 
 
-def _listen(server: grpc.aio.Server, config: ActorConfig) -> str:
+def _listen(server: Http2Server | grpc.aio.Server, config: ActorConfig) -> str:
     address = config.listen_address
     try:
-        port = config.access.bind(server, address)
-    except RuntimeError as error:
+        if isinstance(server, Http2Server):
+            port = server.bind(address, config.access.ssl_context())
+        else:
+            port = config.access.bind(server, address)
+    except (RuntimeError, OSError) as error:
         raise ListenError(f"cannot listen on {address}: {error}") from error
     return f"{address.rpartition(':')[0]}:{port}"
 

@@ -20,9 +20,11 @@ from turnwise_actor.config import StreamConfig
 from turnwise_actor.conversation import Acted, Answering, Conversation, Done, unknown_request
 from turnwise_actor.dialogues import Dialogues
 from turnwise_actor.errors import DETAILS_KEY, OverloadError, RequestError, UnavailableError, told
+from turnwise_actor.http2.call import Call
 from turnwise_actor.parts import with_parts
 from turnwise_actor.requests import Act, PlainAct
 from turnwise_actor.turns import Outcome, Wait
+from turnwise_actor.wires import AioWire
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Asked = TypeVar("Asked")
@@ -73,18 +75,21 @@ class ActorServicer(DialogueServicer):
     ) -> dialogue_pb2.DomainDescription:
         return await self._unary(self._describe, request, context)
 
-    # Reads and writes through the context, which grpc.aio allows as well as yielding.
+    # Reads and writes by itself, which grpc.aio allows as well as yielding.
     async def Converse(  # type: ignore[override]  # noqa: D102
         self, request_iterator: object, context: Context
     ) -> None:
         who = caller()
         act, answer = partial(self._act, who=who), partial(self._answer, who=who)
-        conversation = Conversation(context.read, context.write, act, answer, self._config)
+        wire = context if isinstance(context, Call) else AioWire(context)
+        conversation = Conversation(wire, act, answer, self._config)
         self.streams += 1
         try:
             await conversation.run(self._life_s(who), self._draining)
         finally:
             self.streams -= 1
+            if isinstance(wire, AioWire):
+                await wire.close()
 
     def _life_s(self, who: Principal | None) -> float:
         """Age at which a stream is asked to move: in good time before its credential expires."""

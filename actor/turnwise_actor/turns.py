@@ -5,6 +5,7 @@ Both answer alike, to the bit; what is wrong with a request is told here alone.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -114,6 +115,8 @@ class Turns:
         self._branches = Branches(config)
         parts = (domain, encoder, tokens, policies, uplink, self._branches, config)
         self._compiled = TURNS and TURNS.Turns(*parts, _DECIDED_OVERHEAD_BYTES)
+        self._emptied: list[tuple[Act, asyncio.Future[Any]]] = []
+        """Plain turns whose tokens were full, and are no longer."""
         self.counters = Counters()
         self.latencies = Latencies()
 
@@ -121,9 +124,9 @@ class Turns:
         """Answers them together."""
         acts = [act for request in requests for act in request.acts]
         outcomes = self._outcomes(acts)
-        if left := [place for place, outcome in enumerate(outcomes) if outcome is None]:
+        if left := [place for place, outcome in enumerate(outcomes) if type(outcome) is not bytes]:
             came_at = [request.came_at for request in requests for _ in request.acts]
-            self._answer_here([(place, acts[place], came_at[place]) for place in left], outcomes)
+            self._answer_left([(place, acts[place], came_at[place]) for place in left], outcomes)
         now, begin = time.perf_counter(), 0
         for request in requests:
             end = begin + len(request.acts)
@@ -136,14 +139,53 @@ class Turns:
         self.counters.turns += turns
         self.latencies.add(duration_s, turns)
 
-    def _outcomes(self, acts: list[Act]) -> list[Outcome | None]:
-        """What comes of those that the compiled turn path can answer; None: of the others."""
+    def _outcomes(self, acts: list[Act]) -> list[Any]:
+        """What comes of those that the compiled turn path can answer; see there."""
         if self._compiled is not None:
             try:
-                return cast(list[Outcome | None], self._compiled.answer(acts))
+                return cast(list[Any], self._compiled.answer(acts))
             except Exception:
                 logger.exception("the compiled turn path failed; its turns are answered without it")
         return [None] * len(acts)
+
+    def _answer_left(self, left: Sequence[tuple[int, Act, float]], outcomes: list[Any]) -> None:
+        """Fills in what the compiled turn path has not answered: what is left, and why, as it says there."""
+        here = []
+        for place, act, came_at in left:
+            if outcomes[place] is None:
+                here.append((place, act, came_at))
+            elif isinstance(outcomes[place], list):
+                outcomes[place] = partial(self._answer_settled, act, outcomes[place], came_at)
+        if here:
+            self._answer_here(here, outcomes)
+
+    async def _answer_settled(self, act: Act, full_of: list[PackedFact], came_at: float) -> bytes:
+        """The answer once what fills its token is settled: by then it is mostly a plain turn like others."""
+        outcomes = [await self._again(act)] if await self._settled(full_of) else [None]
+        if not isinstance(outcomes[0], bytes):
+            self._answer_here([(0, act, came_at)], outcomes)
+        outcome: Outcome = outcomes[0]
+        if isinstance(outcome, RequestError):
+            raise outcome
+        if not isinstance(outcome, bytes):
+            return await outcome()
+        self._count(1, time.perf_counter() - came_at)
+        return outcome
+
+    def _again(self, act: Act) -> asyncio.Future[Any]:
+        """What the compiled turn path makes of it now, with others whose tokens the same news has emptied."""
+        loop = asyncio.get_running_loop()
+        if not self._emptied:
+            loop.call_soon(self._answer_emptied)
+        self._emptied.append((act, loop.create_future()))
+        return self._emptied[-1][1]
+
+    def _answer_emptied(self) -> None:
+        emptied, self._emptied = self._emptied, []
+        outcomes = self._outcomes([act for act, _ in emptied])
+        for (_, answered), outcome in zip(emptied, outcomes, strict=True):
+            if not answered.done():  # whoever asked may have gone
+                answered.set_result(outcome)
 
     def _answer_here(self, left: Sequence[tuple[int, Act, float]], outcomes: list[Outcome | None]) -> None:
         """Fills in the outcomes that are missing; `left` has their places, the acts, and when each came."""

@@ -18,7 +18,7 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -168,9 +168,16 @@ class Uplink:
         """Whether the learner has answered on the present stream."""
         return self._connected
 
-    def known(self) -> tuple[Mapping[str, PackedFact], Set[str], Set[str]]:
-        """By key: facts on their way, and two sets of those settled last. As of now, for many questions."""
+    def known(self) -> tuple[dict[str, PackedFact], Set[str], Set[str]]:
+        """By key: facts on their way, and two sets of those settled last. As of now, for many questions.
+
+        New facts may be added to those on their way; see `room` and `took`.
+        """
         return self._pending, self._settled.younger, self._settled.older
+
+    def room(self) -> tuple[int, int, int]:
+        """How many new facts are taken now, and their numbers: the incarnation, and the first sequence."""
+        return self._most_pending - len(self._pending), self._incarnation, self._sequence + 1
 
     @property
     def can_record(self) -> bool:
@@ -187,18 +194,24 @@ class Uplink:
         Memory at twice its bound, the disk being full or slow, takes none: they are left in their tokens,
         and whoever waits for them hears that they are not recorded.
         """
-        return [fact for fact in self.add_all(facts) if fact is not None]
+        taken: list[str] = []
+        unsettled = [fact for each in facts if (fact := self._admit(each, taken)) is not None]
+        self._go_out(taken)
+        return unsettled
 
-    def add_all(self, facts: Iterable[PackedFact]) -> list[PackedFact | None]:
-        """As `add`, with None in the place of a fact that is settled."""
+    def took(self, keys: list[str]) -> None:
+        """Sends facts on that were added to those known to be on their way, numbered as `room` says."""
+        self._sequence += len(keys)
+        self._go_out(keys)
+
+    def _go_out(self, keys: list[str]) -> None:
         had_none = not self._queue
-        unsettled = [self._admit(fact) for fact in facts]
+        self._queue += keys
         # Otherwise the sender's timer is set already.
         if had_none or self._groups or len(self._queue) >= self._config.max_batch_facts:
             self._wake.set()
         if len(self._pending) > self._config.max_pending_facts:
             self._begin_overflow()
-        return unsettled
 
     async def settle(self, facts: Sequence[PackedFact], wait_ms: float | None = None) -> int | None:
         """Returns when all the facts are settled: the journal's cursor, or None when they are only spooled.
@@ -215,11 +228,13 @@ class Uplink:
             if fact.key in self._settled and len(self._pending) < self._most_pending:
                 # Sent again, since the journal's cursor is in the answer; it has had its number.
                 self._settled.discard(fact.key)
-                self._take(fact)
+                self._pending[fact.key] = fact
+                self._queue.append(fact.key)
         self.add(facts)
         try:
-            return await asyncio.wait_for(asyncio.shield(group.done), self._patience_s(wait_ms))
-        except asyncio.TimeoutError:
+            await asyncio.wait((group.done,), timeout=self._patience_s(wait_ms))
+            if group.done.done():
+                return group.done.result()
             await self.spool(facts)
             return None
         finally:
@@ -266,7 +281,7 @@ class Uplink:
     def _unsent(self) -> bool:
         return bool(self._pending) or self._spool.oldest() is not None
 
-    def _admit(self, fact: PackedFact) -> PackedFact | None:
+    def _admit(self, fact: PackedFact, taken: list[str]) -> PackedFact | None:
         """The fact of this key that is on its way, this one if there is room; None: it is settled."""
         if fact.key in self._settled:
             return None
@@ -276,12 +291,9 @@ class Uplink:
             if not fact.sequence:
                 self._sequence += 1
                 fact = fact.numbered(self._incarnation, self._sequence)
-            self._take(fact)
+            self._pending[fact.key] = fact
+            taken.append(fact.key)
         return fact
-
-    def _take(self, fact: PackedFact) -> None:
-        self._pending[fact.key] = fact
-        self._queue.append(fact.key)
 
     # Waiting for facts to be settled.
 
@@ -495,6 +507,7 @@ class Uplink:
             self._check_epoch(ack)
             if not stream.in_flight or stream.in_flight[0].sequence != ack.sequence:
                 raise LearnerAwayError(f"it acknowledged batch {ack.sequence} out of order")
+            awaited = stream.replay is not None or not self._connected or not self._may_send(stream)
             batch = stream.in_flight.popleft()
             for refused in ack.refused:
                 self._refuse(refused)
@@ -505,7 +518,8 @@ class Uplink:
             if not self._connected:
                 self._connected = True
                 logger.info("the learner is there, epoch %d", ack.epoch)
-            self._wake.set()
+            if awaited:  # by the sender
+                self._wake.set()
 
     def _check_epoch(self, ack: training_pb2.Ack) -> None:
         """An older epoch is an old learner still running, or a restored journal: it settles nothing."""

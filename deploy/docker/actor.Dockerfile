@@ -12,7 +12,7 @@ FROM python:3.12-slim-bookworm AS build
 # The turn path is compiled. Debian keeps one version of the compiler: none to pin.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends gcc libc6-dev \
+    && apt-get install -y --no-install-recommends gcc libc6-dev libnghttp2-dev \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY pyproject.toml hatch_build.py README.md LICENSE constraints.txt ./
@@ -25,7 +25,12 @@ RUN TURNWISE_COMPILE=yes pip wheel --no-cache-dir --no-deps --wheel-dir /wheels 
     && /opt/turnwise/bin/pip install --no-cache-dir -c constraints.txt "$(echo /wheels/turnwise-*.whl)[actor]"
 
 FROM python:3.12-slim-bookworm
-RUN useradd --system --uid 10001 --home-dir /var/lib/turnwise --create-home turnwise
+# Debian keeps one version of nghttp2: none to pin.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends libnghttp2-14 \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --system --uid 10001 --home-dir /var/lib/turnwise --create-home turnwise
 COPY --from=build /opt/turnwise /opt/turnwise
 ENV PATH=/opt/turnwise/bin:$PATH PYTHONUNBUFFERED=1
 USER 10001

@@ -12,7 +12,7 @@ import pytest
 from turnwise.v1 import dialogue_pb2 as pb
 from turnwise_actor.config import ActorConfig, StreamConfig, UplinkConfig
 from turnwise_actor.conversation import Acted, Conversation, Done
-from turnwise_actor.requests import PlainAct, read_converse
+from turnwise_actor.requests import PlainAct
 
 from .conftest import ActorFactory, eventually
 from .frontend import Frontend, fresh, read_status, seen
@@ -406,8 +406,24 @@ async def test_a_broken_connection_loses_no_fact(new_actor: ActorFactory, learne
     await eventually(lambda: actor._servicer.streams == 0)
 
 
+class DeafWire:
+    """A stream whose client says nothing more, and takes every reply."""
+
+    def __init__(self) -> None:
+        self.sent_replies: list[bytes | list[bytes]] = []
+
+    def listen(self, take: Callable[[list[bytes]], None]) -> asyncio.Future[None]:
+        return asyncio.get_running_loop().create_future()
+
+    def stop_listening(self) -> None: ...
+
+    def send(self, replies: Sequence[bytes | list[bytes]]) -> None:
+        self.sent_replies += replies
+
+    async def sent(self) -> None: ...
+
+
 async def test_what_turns_out_to_need_the_disk_after_its_stream_has_broken_is_not_begun() -> None:
-    requests: asyncio.Queue[Any] = asyncio.Queue()
     begun: list[str] = []
     told: list[Callable[[Any], None]] = []
 
@@ -415,27 +431,29 @@ async def test_what_turns_out_to_need_the_disk_after_its_stream_has_broken_is_no
         begun.append("by disk")
         return b""
 
-    async def write(reply: bytes) -> None:
-        begun.append("a reply")
-
     def act(acts: Sequence[PlainAct], acted: Acted) -> None:
         told.append(lambda outcome: acted(acts, [outcome]))
 
     def answer(request: pb.ConverseRequest, done: Done) -> None:
         told.append(done)
 
-    conversation = Conversation(requests.get, write, act, answer, StreamConfig())
+    wire = DeafWire()
+    conversation = Conversation(wire, act, answer, StreamConfig())
     running = asyncio.create_task(conversation.run(60.0, asyncio.Event()))
-    message = pb.ConverseRequest(correlation_id=1, act=pb.ActRequest())
-    requests.put_nowait(message)
-    requests.put_nowait(read_converse(message.SerializeToString()))
-    await eventually(lambda: len(told) == 2)
+    act_alone = pb.ConverseRequest(act=pb.ActRequest()).SerializeToString()
+    number_alone = pb.ConverseRequest(correlation_id=1).SerializeToString()
+    # Only the first is plain: protobuf would not have written the other's fields in this order.
+    conversation.take([number_alone + act_alone])
+    conversation.take([act_alone + number_alone])
+    assert len(told) == 2
+    await asyncio.sleep(0)
     running.cancel()
     await asyncio.wait((running,))
     for tell in told:
         tell(by_disk)
     await asyncio.sleep(0)
     assert not begun
+    assert not wire.sent_replies
 
 
 async def test_a_request_over_the_size_limit_ends_its_stream(new_actor: ActorFactory) -> None:

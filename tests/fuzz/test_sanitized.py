@@ -1,4 +1,4 @@
-"""The compiled turn path, watched by the C compiler's sanitizers: no foreign memory is touched."""
+"""What is compiled, watched by the C compiler's sanitizers: no foreign memory is touched."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SOURCES = ("client", "actor", "learner", "deploy", "tests", "examples")
 FLAGS = "-fsanitize=address,undefined -fno-omit-frame-pointer"
-WATCHED = ("tests/fuzz/test_turns.py", "tests/actor/test_compiled.py")
+WATCHED = (
+    *("tests/fuzz/test_turns.py", "tests/actor/test_compiled.py"),
+    *("tests/fuzz/test_http2.py", "tests/actor/test_http2.py"),
+)
 
 
 def _library(name: str) -> str | None:

@@ -12,7 +12,7 @@ import base64
 import json
 import pickle
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -172,11 +172,14 @@ class Outbox:
             self.pending.setdefault(fact.key, fact)
         return unsettled
 
-    def add_all(self, facts: Iterable[PackedFact]) -> list[PackedFact | None]:
-        return [next(iter(self.add([fact])), None) for fact in facts]
+    def known(self) -> tuple[dict[str, PackedFact], Set[str], Set[str]]:
+        return self.pending, self.settled, set()
 
-    def known(self) -> tuple[Mapping[str, PackedFact], Set[str], Set[str]]:
-        return self.pending, self.settled, frozenset()
+    def room(self) -> tuple[int, int, int]:
+        return 0 if self.disk_full and not self.reaches else 1_000_000, 0, 0
+
+    def took(self, keys: Sequence[str]) -> None:
+        """They are among those pending already."""
 
     async def settle(self, facts: Sequence[PackedFact], wait_ms: float | None = None) -> int | None:
         self.settled -= {fact.key for fact in facts}

@@ -8,13 +8,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 import grpc
 import grpc.aio
 
 from turnwise._channels import stays_here
 from turnwise_actor.access.files import Followed
+
+T = TypeVar("T")
 
 
 class AccessError(ValueError):
@@ -75,13 +77,30 @@ class ServerAccess:
             return server.add_insecure_port(address)
         return server.add_secure_port(address, self._server_credentials())
 
-    def _server_credentials(self) -> grpc.ServerCredentials:
-        """The certificate as its files have it at each handshake."""
+    def ssl_context(self) -> ssl.SSLContext | None:
+        """For servers that do TLS with Python's own; None: plain text. Raises AccessError."""
+        if self.certificate is None:
+            return None
+        followed = self._followed(_ssl_context)
+
+        # Called at each handshake; the context decides about what comes after.
+        def renew(handshake: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
+            handshake.context = followed.latest()
+
+        listening = _ssl_context(self.certificate, cast(Path, self.key), self.client_ca)
+        listening.sni_callback = renew
+        return listening
+
+    def _followed(self, read: Callable[[Path, Path, Path | None], T]) -> Followed[T]:
+        """What the files say at each handshake."""
         assert self.certificate is not None
         assert self.key is not None
         files = [file for file in (self.certificate, self.key, self.client_ca) if file is not None]
-        read = partial(_certificate_configuration, self.certificate, self.key, self.client_ca)
-        followed = Followed("certificate", files, read)
+        return Followed("certificate", files, partial(read, self.certificate, self.key, self.client_ca))
+
+    def _server_credentials(self) -> grpc.ServerCredentials:
+        """The certificate as its files have it at each handshake."""
+        followed = self._followed(_certificate_configuration)
 
         # Called by gRPC at each handshake, on a thread of its own.
         def renewed() -> grpc.ServerCertificateConfiguration | None:
@@ -134,6 +153,22 @@ def _certificate_configuration(
     chain = (key.read_bytes(), certificate.read_bytes())
     roots = None if client_ca is None else read_ca(client_ca)
     return grpc.ssl_server_certificate_configuration([chain], roots)
+
+
+def _ssl_context(certificate: Path, key: Path, client_ca: Path | None) -> ssl.SSLContext:
+    check_pair(certificate, key)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["h2"])
+    context.load_cert_chain(certificate, key, password=_no_password)
+    # Whoever comes back is looked at again: a resumed session would be let in by what was true before.
+    context.options |= ssl.OP_NO_TICKET
+    context.num_tickets = 0
+    if client_ca is not None:
+        read_ca(client_ca)
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(client_ca)
+    return context
 
 
 def check_pair(certificate: Path, key: Path) -> None:

@@ -1,5 +1,7 @@
 """What a C compiler made of the turn path when the package was built; without it, the same is done in Python.
 
+`http2` needs nghttp2 besides.
+
 `TURNWISE_COMPILED=no` does without it, for comparison.
 """
 
@@ -17,7 +19,7 @@ def compiled(name: str) -> ModuleType | None:
         return None
     try:
         return import_module(f"{__name__}.{name}")
-    except ModuleNotFoundError:
+    except ImportError:  # not built, or built where a library is that is missing here
         return None
 
 

@@ -300,7 +300,8 @@ cdef class Turns:
     """Answers the plain turns of one actor, from the parts that `turns.Turns` has, too."""
 
     cdef object _tokens, _policies, _uplink, _branches
-    cdef object _pending, _settled, _settled_before
+    cdef dict _pending
+    cdef set _settled, _settled_before
     """Where `Uplink.known` keeps what it knows of facts; as of this batch."""
     cdef dict _seeders
     """By secret: HMAC's two hashes, which have taken it in."""
@@ -346,9 +347,9 @@ cdef class Turns:
         self._to_come_bytes = 5 * self._actions + overhead_bytes
 
     def answer(self, list acts not None):
-        """Of each: its reply, serialized; or why there is none; or None, where it is not for here to say.
+        """Of each: its reply, serialized; or why there is none; or the facts that leave its token no room.
 
-        That is so of all that protobuf has read.
+        Or None, where it is not for here to say. That is so of all that protobuf has read.
         """
         cdef list outcomes = [None] * len(acts), going = []
         cdef Py_ssize_t place
@@ -368,9 +369,13 @@ cdef class Turns:
             if self._open(act, keys, now_ms):
                 if act._has_strange:
                     act._unsettled = self._uplink.add(act._unsettled)
-                if self._is_sound(act):
+                if not self._is_sound(act):
+                    continue
+                if self._has_room(act):
                     act._place = place
                     going.append(act)
+                elif act._unsettled:
+                    outcomes[place] = act._unsettled
         if going and self._decide(policy, going):
             self._write(going, outcomes, now_ms)
         return outcomes
@@ -505,8 +510,8 @@ cdef class Turns:
     # Checks.
 
     cdef bint _is_sound(self, Act act):
-        """Whether the domain takes the request, and the token to come has room for what is decided."""
-        cdef Py_ssize_t carried = 0, i
+        """Whether the domain takes the request."""
+        cdef Py_ssize_t i
         cdef const float* features = <const float*> act._features.at
         cdef float value
         if not 1 <= act._request_id.size <= _MOST_REQUEST_ID:
@@ -525,6 +530,11 @@ cdef class Turns:
             for name in act._allowed:
                 if name not in self._action_index:
                     return False
+        return True
+
+    cdef bint _has_room(self, Act act):
+        """Whether the token to come can carry what is decided beside what it carries already."""
+        cdef Py_ssize_t carried = 0
         for fact in act._unsettled:
             carried += PyBytes_GET_SIZE(fact[1])
         return (
@@ -697,8 +707,8 @@ cdef class Turns:
         """Facts to the uplink, tokens and turns to the outcomes."""
         cdef Py_ssize_t at = 0
         cdef Act act
-        cdef list written = [], made = []
-        cdef bytes nonces, token
+        cdef list written = []
+        cdef bytes nonces
         for act in going:
             try:
                 parent = _text(act._parent)
@@ -707,18 +717,39 @@ cdef class Turns:
                 outcomes[act._place] = error
                 continue
             written.append(act)
-            made.append(self._fact(act, now_ms))
+        self._note(written, now_ms)
         key = self._tokens.sealing_key
         nonces = os.urandom(12 * len(written))
-        for act, fact in zip(written, self._uplink.add_all(made)):
-            if fact is not None:
-                act._unsettled.append(fact)
-            token = self._seal(act, key, nonces[at: at + 12], now_ms)
-            outcomes[act._place] = self._reply(act, token)
+        for act in written:
+            outcomes[act._place] = self._reply(act, key, nonces[at: at + 12], now_ms)
             at += 12
 
-    cdef _fact(self, Act act, int64_t now_ms):
-        cdef str key = "d:" + act._name
+    cdef _note(self, list written, int64_t now_ms):
+        """Facts to the uplink, and to the turns that go on carrying them."""
+        cdef Act act
+        cdef str key
+        cdef list keys = []
+        cdef Py_ssize_t room
+        cdef uint64_t incarnation, sequence
+        room, incarnation, sequence = self._uplink.room()
+        for act in written:
+            key = "d:" + act._name
+            if key in self._settled or key in self._settled_before:
+                continue
+            fact = self._pending.get(key)
+            if fact is None:
+                if len(keys) < room:
+                    fact = self._fact(act, key, now_ms, incarnation, sequence)
+                    self._pending[key] = fact
+                    keys.append(key)
+                    sequence += 1
+                else:  # it is left in its token
+                    fact = self._fact(act, key, now_ms, 0, 0)
+            act._unsettled.append(fact)
+        self._uplink.took(keys)
+
+    cdef _fact(self, Act act, str key, int64_t now_ms, uint64_t incarnation, uint64_t sequence):
+        """What was decided; numbered, unless the sequence is 0."""
         cdef bytes action = self._action_ids[act._action], body, name
         cdef Py_ssize_t decided = (
             field_size(ID_DIGITS) + text_size(act._parent.size) + number_size(act._index)
@@ -733,7 +764,7 @@ cdef class Turns:
         body = PyBytes_FromStringAndSize(
             NULL,
             field_size(2 + ID_DIGITS) + text_size(act._dialogue.size) + number_size(now_ms)
-            + field_size(decided),
+            + field_size(decided) + (9 + number_size(sequence) if sequence else 0),
         )
         to = _start(body)
         to = put_head(to, 1, 2 + ID_DIGITS)
@@ -755,10 +786,15 @@ cdef class Turns:
         to = put_field(to, 10, _start(self._fingerprint), PyBytes_GET_SIZE(self._fingerprint))
         to = put_number(to, 11, act._mode)
         to = put_number(to, 12, 1)
-        return _new_tuple(PackedFact, (key, body, 0, 0))
+        if sequence:
+            to[0] = 0x51
+            to = put_raw(to + 1, &incarnation, 8)
+            put_number(to, 11, sequence)
+        return _new_tuple(PackedFact, (key, body, incarnation, sequence))
 
-    cdef bytes _seal(self, Act act, key, bytes nonce, int64_t now_ms):
-        cdef bytes plain, body, name, head
+    cdef bytes _seal(self, Act act, key, bytes nonce, bytes head, int64_t now_ms):
+        """All of a token that comes after its head."""
+        cdef bytes plain, body, name
         cdef uint8_t* to
         cdef list history = []
         cdef Py_ssize_t size = (
@@ -784,23 +820,29 @@ cdef class Turns:
         for fact in act._unsettled:
             body = fact[1]
             to = put_field(to, 7, _start(body), PyBytes_GET_SIZE(body))
-        head = PyBytes_FromStringAndSize(NULL, _TOKEN_HEAD + act._dialogue.size)
-        to = _start(head)
+        return key.cipher.encrypt(nonce, plain, head + self._domain_name)
+
+    cdef bytes _head(self, Act act, key, bytes nonce):
+        """Of a token."""
+        cdef bytes head = PyBytes_FromStringAndSize(NULL, _TOKEN_HEAD + act._dialogue.size)
+        cdef uint8_t* to = _start(head)
         to[0] = 1
         to = put_raw(to + 1, _start(key.head_id), 4)
         to = put_raw(to, _start(nonce), 12)
         to[0] = <uint8_t> act._dialogue.size
         put_raw(to + 1, act._dialogue.at, act._dialogue.size)
-        return head + key.cipher.encrypt(nonce, plain, head + self._domain_name)
+        return head
 
-    cdef bytes _reply(self, Act act, bytes token):
+    cdef bytes _reply(self, Act act, key, bytes nonce, int64_t now_ms):
         cdef bytes action = self._action_ids[act._action], reply
+        cdef bytes head = self._head(act, key, nonce), sealed = self._seal(act, key, nonce, head, now_ms)
         cdef uint8_t* to
+        cdef Py_ssize_t token_size = PyBytes_GET_SIZE(head) + PyBytes_GET_SIZE(sealed)
         cdef Py_ssize_t size = (
             text_size(act._dialogue.size) + number_size(act._index) + field_size(ID_DIGITS)
             + field_size(PyBytes_GET_SIZE(action)) + text_size(PyBytes_GET_SIZE(act._say)) + 5
             + field_size(PyBytes_GET_SIZE(act._values)) + field_size(PyBytes_GET_SIZE(self._version))
-            + number_size(self._learned_through) + 2 + field_size(PyBytes_GET_SIZE(token))
+            + number_size(self._learned_through) + 2 + field_size(token_size)
             + field_size(PyBytes_GET_SIZE(self._fingerprint))
         )
         reply = PyBytes_FromStringAndSize(NULL, act._around(size) + size)
@@ -816,7 +858,9 @@ cdef class Turns:
         to = put_field(to, 8, _start(self._version), PyBytes_GET_SIZE(self._version))
         to = put_number(to, 9, self._learned_through)
         to = put_number(to, 10, 1)
-        to = put_field(to, 11, _start(token), PyBytes_GET_SIZE(token))
+        to = put_head(to, 11, token_size)
+        to = put_raw(to, _start(head), PyBytes_GET_SIZE(head))
+        to = put_raw(to, _start(sealed), PyBytes_GET_SIZE(sealed))
         put_field(to, 12, _start(self._fingerprint), PyBytes_GET_SIZE(self._fingerprint))
         return reply
 

@@ -161,7 +161,7 @@ class Turns:
 
     async def _answer_settled(self, act: Act, full_of: list[PackedFact], came_at: float) -> bytes:
         """The answer once what fills its token is settled: by then it is mostly a plain turn like others."""
-        outcomes = [await self._again(act)] if await self._settled(full_of) else [None]
+        outcomes: list[Any] = [await self._again(act)] if await self._settled(full_of) else [None]
         if not isinstance(outcomes[0], bytes):
             self._answer_here([(0, act, came_at)], outcomes)
         outcome: Outcome = outcomes[0]

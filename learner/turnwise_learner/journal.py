@@ -162,14 +162,18 @@ class JournalReader:
         return self._rows("WHERE seq > ? ORDER BY seq LIMIT ?", (cursor, limit))
 
     def dialogues(self, dialogue_ids: Sequence[str], through_seq: int) -> Iterator[Row]:
-        """All facts of these dialogues up to `through_seq`, itself included; of each in journal order."""
+        """All facts of these dialogues up to `through_seq`, itself included; of each in journal order.
+
+        But that they have begun, from which nothing follows for learning.
+        """
         for at in range(0, len(dialogue_ids), _DIALOGUES_A_QUERY):
             some = dialogue_ids[at : at + _DIALOGUES_A_QUERY]
             # No dialogue is called "". Few lengths, so that SQLite keeps what it has made of each.
             padded = [*some, *[""] * (-len(some) % 16)]
             places = ",".join("?" * len(padded))
+            chosen = f"dialogue_id IN ({places}) AND seq <= ? AND kind <> {STARTED}"
             # Left to itself, SQLite might go through the whole journal, whose order is asked for.
-            where = f"INDEXED BY facts_by_dialogue WHERE dialogue_id IN ({places}) AND seq <= ? ORDER BY seq"
+            where = f"INDEXED BY facts_by_dialogue WHERE {chosen} ORDER BY seq"
             yield from self._rows(where, (*padded, through_seq))
 
     def domain(self, fingerprint: str) -> str | None:

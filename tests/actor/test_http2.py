@@ -387,6 +387,11 @@ async def test_addresses_of_this_machine(address: str) -> None:
 async def test_an_address_in_use_cannot_be_had_twice(served: Served) -> None:
     with pytest.raises(OSError, match="in use"):
         Http2Server((), LIMIT).bind(f"127.0.0.1:{served.port}", None)
+    first, second = Http2Server((), LIMIT), Http2Server((), LIMIT)
+    port = first.bind("127.0.0.1:0", None)
+    with pytest.raises(OSError, match="in use"):  # also before anybody serves there
+        second.bind(f"127.0.0.1:{port}", None)
+    await first.stop(0)
 
 
 async def test_a_client_without_http2_in_its_handshake_is_hung_up_on(tmp_path: Any) -> None:
@@ -401,6 +406,23 @@ async def test_a_client_without_http2_in_its_handshake_is_hung_up_on(tmp_path: A
         await raw.until_closed()
         assert not raw.received
         await raw.close()
+
+
+async def test_no_ticket_shortens_a_handshake(tmp_path: Any) -> None:
+    authority = Authority(tmp_path / "ca")
+    context = ssl.create_default_context(cafile=authority.file)
+    context.set_alpn_protocols(["h2"])
+
+    def shake_hands(port: int, session: ssl.SSLSession | None) -> tuple[ssl.SSLSession | None, bool | None]:
+        raw = socket.create_connection(("127.0.0.1", port))
+        with context.wrap_socket(raw, server_hostname="localhost", session=session) as tls:
+            tls.recv(1)  # what comes after the handshake, tickets among it
+            return tls.session, tls.session_reused
+
+    async with serving(tls=authority.server().ssl_context()) as served:
+        session, _ = await asyncio.to_thread(shake_hands, served.port, None)
+        _, reused = await asyncio.to_thread(shake_hands, served.port, session)
+        assert not reused
 
 
 # Clients that do as they like.

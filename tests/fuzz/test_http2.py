@@ -212,7 +212,6 @@ def answer_wildly(wild: Wild, call: Any) -> None:
         lambda: call.tell_when_sent(wild.random.choice((0, 100, 50_000))),
         lambda: call.finish(STATUS),
         lambda: call.refuse(b"405"),
-        lambda: call.reset(wild.random.randrange(14)),
     )
     if wild.chance(0.5):
         wild.random.choice(do)()

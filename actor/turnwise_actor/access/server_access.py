@@ -161,7 +161,7 @@ def _ssl_context(certificate: Path, key: Path, client_ca: Path | None) -> ssl.SS
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["h2"])
     context.load_cert_chain(certificate, key, password=_no_password)
-    # Whoever comes back is looked at again: a resumed session would be let in by what was true before.
+    # Whoever comes back is looked at again: a ticket would let in by what was true before.
     context.options |= ssl.OP_NO_TICKET
     context.num_tickets = 0
     if client_ca is not None:

@@ -334,13 +334,6 @@ cdef class Call:
             self._headers_sent, self._trailers = True, []
             self._session._respond(self, [(b":status", status)], False)
 
-    def reset(self, uint32_t error_code):
-        """Ends the call at once, with one of HTTP/2's error codes."""
-        if not self.closed:
-            nghttp2_submit_rst_stream(
-                self._session._session, NGHTTP2_FLAG_NONE, self.stream_id, error_code
-            )
-
     @property
     def finished(self):
         """Whether we have ended it."""

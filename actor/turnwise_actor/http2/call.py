@@ -26,8 +26,6 @@ _LISTENED_UNSENT_BYTES = 1 << 20
 _AT_ONCE = 256
 """Messages of one call; others have their turn before it has another."""
 _DEFLATED = {b"gzip": zlib.MAX_WBITS | 16, b"deflate": zlib.MAX_WBITS}
-_CANCEL = 8
-"""HTTP/2's error code."""
 _EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -54,7 +52,7 @@ class Call(_Wire):  # type: ignore[misc]
         self._metadata: Metadata | None = None
         self._begun = self._given_up = False
 
-    # What has come of the wire.
+    # What has become of it on the wire.
 
     def news(self) -> None:
         """Something has come, or has gone."""

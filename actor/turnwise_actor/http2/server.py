@@ -63,7 +63,7 @@ class Http2Server:
     def bind(self, address: str, tls: ssl.SSLContext | None) -> int:
         """Takes an address, HOST:PORT; clients wait there until `start`. Returns the port. Raises OSError."""
         self._tls = tls
-        self._sockets = _bound(address)
+        self._sockets = _listening(address)
         port: int = self._sockets[0].getsockname()[1]
         return port
 
@@ -151,7 +151,7 @@ def _now(finding: Any) -> Any:
     raise TypeError("an interceptor waits for something; it is asked in passing here")
 
 
-def _bound(address: str) -> list[socket.socket]:
+def _listening(address: str) -> list[socket.socket]:
     """Sockets of all that the host's name stands for, on the same port. Raises OSError."""
     host, _, port = address.rpartition(":")
     places = socket.getaddrinfo(
@@ -190,6 +190,7 @@ def _socket(family: int, place: tuple[Any, ...], alone: bool) -> socket.socket:
             # `[::]` is every address of the machine, those of IPv4 too, as with gRPC.
             one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not alone)
         one.bind(place)
+        one.listen(_BACKLOG)  # until then somebody else may have the same address
     except OSError:
         one.close()
         raise

@@ -117,10 +117,9 @@ class Conversation:
         self._wire.stop_listening()
 
     async def _finish(self) -> None:
-        if self._tasks:
-            await asyncio.wait(self._tasks)
-        while self._soon or self._outbox:
-            await asyncio.sleep(0)
+        while self._in_flight() or self._outbox:
+            # What is answered soon may turn out to need a task.
+            await (asyncio.wait(self._tasks) if self._tasks else asyncio.sleep(0))
         sent = asyncio.create_task(self._wire.sent())
         # A client that does not read is not waited for.
         await asyncio.wait({sent}, timeout=self._config.move_s)

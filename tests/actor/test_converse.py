@@ -409,11 +409,14 @@ async def test_a_broken_connection_loses_no_fact(new_actor: ActorFactory, learne
 class DeafWire:
     """A stream whose client says nothing more, and takes every reply."""
 
-    def __init__(self) -> None:
+    def __init__(self, ended: bool = False) -> None:
         self.sent_replies: list[bytes | list[bytes]] = []
+        self._ended = asyncio.get_running_loop().create_future()
+        if ended:
+            self._ended.set_result(None)
 
     def listen(self, take: Callable[[list[bytes]], None]) -> asyncio.Future[None]:
-        return asyncio.get_running_loop().create_future()
+        return self._ended
 
     def stop_listening(self) -> None: ...
 
@@ -454,6 +457,26 @@ async def test_what_turns_out_to_need_the_disk_after_its_stream_has_broken_is_no
     await asyncio.sleep(0)
     assert not begun
     assert not wire.sent_replies
+
+
+async def test_what_turns_out_to_need_the_disk_after_the_client_has_ended_its_side_is_still_answered() -> (
+    None
+):
+    async def by_disk() -> bytes:
+        await asyncio.sleep(0.05)
+        return b"a reply"
+
+    def act(acts: Sequence[PlainAct], acted: Acted) -> None:
+        asyncio.get_running_loop().call_later(0.01, acted, acts, [by_disk])
+
+    def answer(request: pb.ConverseRequest, done: Done) -> None:
+        act([], lambda acts, outcomes: done(outcomes[0]))
+
+    wire = DeafWire(ended=True)
+    conversation = Conversation(wire, act, answer, StreamConfig())
+    conversation.take([pb.ConverseRequest(correlation_id=1, act=pb.ActRequest()).SerializeToString()])
+    await asyncio.wait_for(conversation.run(60.0, asyncio.Event()), 5)
+    assert wire.sent_replies == [b"a reply"]
 
 
 async def test_a_request_over_the_size_limit_ends_its_stream(new_actor: ActorFactory) -> None:

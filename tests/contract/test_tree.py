@@ -107,6 +107,11 @@ def test_the_turn_path_is_compiled_where_there_is_a_compiler() -> None:
     assert compiled("turns") is not None
 
 
+@pytest.mark.skipif(not Path("/usr/include/nghttp2/nghttp2.h").exists(), reason="nghttp2 is not here")
+def test_calls_are_taken_by_our_own_http2_where_there_is_nghttp2() -> None:
+    assert compiled("http2") is not None
+
+
 @pytest.mark.parametrize("module", ["turnwise_actor.__main__", "turnwise_learner.__main__"])
 def test_actors_and_the_service_load_neither_torch_nor_ray(module: str) -> None:
     code = f"import sys, {module}; print(sorted({{'torch', 'ray', 'gymnasium'}} & set(sys.modules)))"

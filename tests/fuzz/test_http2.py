@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -215,6 +216,27 @@ def answer_wildly(wild: Wild, call: Any) -> None:
     )
     if wild.chance(0.5):
         wild.random.choice(do)()
+
+
+def test_what_has_been_dealt_with_is_let_go_although_there_is_always_more() -> None:
+    session = new_session()
+    session.receive(greeting() + frame(HEADERS, END_HEADERS, 1, head("/a/b")))
+    (call,) = session.news()
+    session.receive(frame(DATA, 0, 1, message(b"the one that is always left")))
+    taken, sent = [], [bytes(2000 + number) for number in range(300)]
+    for content in sent:
+        session.receive(frame(DATA, 0, 1, message(bytes(100))))
+        taken.append(call.take())
+        call.send_all([content])
+        if call.unsent > 2 * LIMIT:
+            session.send()
+    assert call.unread
+    assert call.unsent
+    nobody_elses, *held = (
+        max(sys.getrefcount(content) for content in contents[:100])
+        for contents in ([bytes(1000)], taken, sent)
+    )
+    assert held == [nobody_elses] * 2
 
 
 def test_what_is_no_message_is_refused_where_it_stands() -> None:

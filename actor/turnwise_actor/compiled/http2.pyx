@@ -118,6 +118,7 @@ cdef enum:
     SEND_BYTES = 64 * 1024  # about as much is sent at a time
     FRAME_HEAD = 9
     FRAME_BYTES = FRAME_HEAD + 16384
+    MOST_KEPT = 64  # messages or pieces that have been dealt with, before they are let go
     RESOURCE_EXHAUSTED = 8
     INTERNAL = 13
 
@@ -200,11 +201,7 @@ cdef class Call:
         if self._unread() <= 0:
             raise IndexError("no message has come")
         message = self._messages[self._taken]
-        self._taken += 1
-        if self._taken == len(self._messages):
-            self._messages = []
-            self._taken = 0
-            self._credit()
+        self._took(self._taken + 1)
         return message
 
     def take_some(self, Py_ssize_t most):
@@ -215,12 +212,20 @@ cdef class Call:
             self._credit()
             return messages
         messages = self._messages[self._taken:end]
+        self._took(end)
+        return messages
+
+    cdef int _took(self, Py_ssize_t end) except -1:
+        """Lets go of messages, a few at a time."""
         self._taken = end
         if end == len(self._messages):
             self._messages = []
             self._taken = 0
             self._credit()
-        return messages
+        elif end > MOST_KEPT:
+            del self._messages[:end]
+            self._taken = 0
+        return 0
 
     cdef void _credit(self) noexcept:
         if self._held and not self.closed:
@@ -366,6 +371,9 @@ cdef class Call:
         if not self.unsent:
             self._pieces = []
             self._first = self._at = 0
+        elif self._first > MOST_KEPT:
+            del self._pieces[:self._first]
+            self._first = 0
         if self._mark >= self.unsent:
             self._mark = -1
             self._session._tell(self)

@@ -135,6 +135,8 @@ class Machines:
         self._at_switch("link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", str(pid))
         self._at_switch("link", "set", link, "master", "bridge", "up")
         _until(ready.exists, f"{name} does not boot: {(self.folder / f'{name}.log').read_text()[-2000:]}")
+        # Until its process 1 has gone to the machine's own root, a command would run beside the machine.
+        _until(lambda: not os.path.samefile(f"/proc/{pid}/root", "/"), f"{name} stays outside its root")
         self._on[name] = Machine(name, self._ips[name], pid, holder)
         return self._on[name]
 

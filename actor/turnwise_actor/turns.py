@@ -72,7 +72,7 @@ class _AskedTurn:
     secret: bytes
     recorded: bool
     needs_disk: bool
-    """The token cannot carry the decision to come: the answer has to wait for an fsync."""
+    """Token or memory cannot carry the decision to come: the answer has to wait for an fsync."""
     came_at: float
 
 
@@ -214,7 +214,7 @@ class Turns:
             raise UnavailableError("this actor has no policy yet", reason="NO_POLICY")
         position = self._position(opened, unsettled)
         recorded = self._uplink.can_record
-        needs_disk = recorded and not self._fits_token(position, act)
+        needs_disk = recorded and not (self._uplink.has_room and self._fits_token(position, act))
         turn, secret = dialogue_pb2.Turn(), opened.key.secret
         return _AskedTurn(act, turn, raw, position, secret, recorded, needs_disk, came_at)
 
@@ -440,7 +440,7 @@ class Turns:
             position.unsettled.clear()
             fact = self._decide([asked])[0]
             self._note(asked, fact)
-            if self._fits_token(position, asked.request):
+            if self._uplink.has_room and self._fits_token(position, asked.request):
                 return self._carry(asked, fact)
             if await self._spooled([pack(fact)]):
                 return self._hand_over(asked)

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     FactStream = grpc.aio.StreamStreamCall[bytes, training_pb2.Ack]
 
 _MAX_BATCH_BYTES = 1024 * 1024
+_BATCH_FACTS = 512
+"""That turns asked for together bring with them and make, at most about."""
 _APPEND = f"/{training_pb2.DESCRIPTOR.services_by_name['Training'].full_name}/AppendFacts"
 
 logger = logging.getLogger(__name__)
@@ -174,6 +176,11 @@ class Uplink:
         New facts may be added to those on their way; see `room` and `took`.
         """
         return self._pending, self._settled.younger, self._settled.older
+
+    @property
+    def has_room(self) -> bool:
+        """Whether memory takes what a batch of turns brings; if not, they wait for the disk."""
+        return len(self._pending) + min(_BATCH_FACTS, self._most_pending // 4) <= self._most_pending
 
     def room(self) -> tuple[int, int, int]:
         """How many new facts are taken now, and their numbers: the incarnation, and the first sequence."""

@@ -332,6 +332,21 @@ async def test_a_fact_larger_than_a_token_may_carry_goes_to_the_disk(
     assert actor.spool.size_bytes > 2000
 
 
+async def test_a_turn_for_which_memory_has_no_room_waits_for_the_disk(
+    new_actor: ActorFactory, learner: LearnerEnd, config: ActorConfig
+) -> None:
+    uplink = dataclasses.replace(config.uplink, max_pending_facts=4, ack_timeout_s=60.0)
+    actor, bot = await new_actor(uplink=uplink)
+    await eventually(lambda: actor.uplink.connected)
+    learner.answering.clear()
+    turns = [await bot.act((await bot.start(f"d{number}")).token) for number in range(8)]
+    assert all(turn.recorded for turn in turns)
+    assert actor.spool.size_bytes
+    learner.answering.set()
+    # Although no token comes back.
+    await eventually(lambda: {f"d:{turn.decision_id}" for turn in turns} <= set(learner.facts))
+
+
 async def test_settled_facts_leave_the_token(
     new_actor: ActorFactory, learner: LearnerEnd, tokens: Tokens
 ) -> None:

@@ -175,6 +175,8 @@ class Outbox:
     def known(self) -> tuple[dict[str, PackedFact], Set[str], Set[str]]:
         return self.pending, self.settled, set()
 
+    has_room = True
+
     def room(self) -> tuple[int, int, int]:
         return 0 if self.disk_full and not self.reaches else 1_000_000, 0, 0
 

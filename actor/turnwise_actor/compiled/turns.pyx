@@ -357,7 +357,7 @@ cdef class Turns:
         cdef int64_t now_ms
         cdef dict keys = {}
         policy = self._policies.current
-        if policy is None or not self._uplink.can_record:
+        if policy is None or not (self._uplink.can_record and self._uplink.has_room):
             return outcomes
         self._use(policy)
         self._pending, self._settled, self._settled_before = self._uplink.known()

@@ -199,7 +199,7 @@ class Uplink:
         """Sends facts on, except those that are settled or on their way; those not known to be settled.
 
         Memory at twice its bound, the disk being full or slow, takes none: they are left in their tokens,
-        and whoever waits for them hears that they are not recorded.
+        and whoever waits for them hears that they are not recorded. See `has_room`.
         """
         taken: list[str] = []
         unsettled = [fact for each in facts if (fact := self._admit(each, taken)) is not None]

@@ -87,7 +87,7 @@ class ServerAccess:
         def renew(handshake: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
             handshake.context = followed.latest()
 
-        listening = _ssl_context(self.certificate, cast(Path, self.key), self.client_ca)
+        listening = followed.value
         listening.sni_callback = renew
         return listening
 

@@ -207,10 +207,6 @@ cdef class Call:
     def take_some(self, Py_ssize_t most):
         """As many of the messages that have come, each as `take` gives it."""
         cdef Py_ssize_t end = min(self._taken + most, len(self._messages))
-        if not self._taken and end == len(self._messages):
-            messages, self._messages = self._messages, []
-            self._credit()
-            return messages
         messages = self._messages[self._taken:end]
         self._took(end)
         return messages
@@ -584,10 +580,15 @@ cdef inline Call _call_of(nghttp2_session* session, int32_t stream_id):
     return None if found == NULL else <Call> found
 
 
+cdef inline bint _is_request(const nghttp2_frame* frame) noexcept:
+    """Whether these are the headers that begin a call."""
+    return frame.hd.type == NGHTTP2_HEADERS and frame.headers.cat == NGHTTP2_HCAT_REQUEST
+
+
 cdef int _on_begin_headers(nghttp2_session* raw, const nghttp2_frame* frame, void* data) noexcept:
     cdef Session session = <Session> data
     cdef Call call
-    if frame.hd.type != NGHTTP2_HEADERS or frame.headers.cat != NGHTTP2_HCAT_REQUEST:
+    if not _is_request(frame):
         return 0
     try:
         call = session._new_call()
@@ -605,7 +606,7 @@ cdef int _on_header(
 ) noexcept:
     cdef Session session = <Session> data
     cdef Call call
-    if frame.hd.type != NGHTTP2_HEADERS or frame.headers.cat != NGHTTP2_HCAT_REQUEST:
+    if not _is_request(frame):
         return 0
     try:
         call = _call_of(raw, frame.hd.stream_id)

@@ -68,8 +68,7 @@ class Connection(asyncio.Protocol):
         except HTTP2.ConnectionError as error:  # type: ignore[union-attr]
             self._give_up(error)
             return
-        for call in session.news():
-            call.news()
+        self._pass_on()
         if not self._flushing and session.wants_to_send:
             self.flush_soon()
 
@@ -89,8 +88,7 @@ class Connection(asyncio.Protocol):
             self._greeting.cancel()
         if self._session is not None:
             self._session.close()
-            for call in self._session.news():
-                call.news()
+            self._pass_on()
 
     # Called by calls and the server.
 
@@ -111,12 +109,16 @@ class Connection(asyncio.Protocol):
         except HTTP2.ConnectionError as error:  # type: ignore[union-attr]
             self._give_up(error)
             return
-        for call in session.news():
-            call.news()
+        self._pass_on()
         if session.over:
             transport.close()
         elif session.wants_to_send and not self._paused:
             self.flush_soon()
+
+    def _pass_on(self) -> None:
+        """Tells calls that something has come of them."""
+        for call in self._session.news():
+            call.news()
 
     def _give_up(self, error: Exception) -> None:
         logger.debug("hung up on %s: %s", self.peer, error)

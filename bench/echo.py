@@ -6,7 +6,6 @@ environment (`turnwise_actor/__init__.py`). Prints its port; ends with its stand
 """
 
 import asyncio
-import contextlib
 import gc
 import sys
 from collections.abc import AsyncIterator
@@ -14,6 +13,8 @@ from typing import Any
 
 import grpc
 import grpc.aio
+
+from turnwise_actor.event_loop import new_loop
 
 SERVICE = "bench.Echo"
 
@@ -43,15 +44,6 @@ async def serve(reply_bytes: int) -> None:
     print(port, flush=True)
     await asyncio.to_thread(sys.stdin.read)
     await server.stop(None)
-
-
-def new_loop() -> asyncio.AbstractEventLoop:
-    """Of the kind that actors run on: uvloop where it is installed."""
-    with contextlib.suppress(ImportError):
-        import uvloop
-
-        return uvloop.new_event_loop()
-    return asyncio.new_event_loop()
 
 
 if __name__ == "__main__":

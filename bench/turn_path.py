@@ -20,7 +20,6 @@ from collections import deque
 from pathlib import Path
 from typing import Any, cast
 
-from echo import new_loop
 from loads import Session
 from report import Report, say
 from turns import write_domain
@@ -31,6 +30,7 @@ from turnwise_actor.access.client_access import Link
 from turnwise_actor.access.unreadable import UnreadableRequests
 from turnwise_actor.config import StreamConfig, TokenConfig, UplinkConfig
 from turnwise_actor.dialogues import Dialogues
+from turnwise_actor.event_loop import new_loop
 from turnwise_actor.http2 import HTTP2
 from turnwise_actor.http2.connection import Connection
 from turnwise_actor.http2.server import Http2Server

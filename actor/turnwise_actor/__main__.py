@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import ctypes
 import gc
 import logging
@@ -20,6 +19,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from turnwise_actor import event_loop
 from turnwise_actor.access import server_access
 from turnwise_actor.access.client_access import ClientAccess
 from turnwise_actor.access.credentials import CredentialFileError
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logger.critical("%s", error)
         return os.EX_CONFIG
     try:
-        return _run(actor)
+        return event_loop.run(_serve(actor))
     except AccessError as error:
         logger.critical("%s", error)
         return os.EX_CONFIG
@@ -110,24 +110,6 @@ def _config(options: argparse.Namespace) -> ActorConfig:
             server_name=options.learner_name,
         ),
     )
-
-
-def _run(actor: ActorServer) -> int:
-    loop = _new_loop()
-    asyncio.set_event_loop(loop)
-    try:
-        return loop.run_until_complete(_serve(actor))
-    finally:
-        loop.run_until_complete(loop.shutdown_asyncgens())
-        loop.close()
-
-
-def _new_loop() -> asyncio.AbstractEventLoop:
-    with contextlib.suppress(ImportError):
-        import uvloop
-
-        return uvloop.new_event_loop()
-    return asyncio.new_event_loop()
 
 
 def _spare_the_collector() -> None:

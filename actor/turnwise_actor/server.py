@@ -7,9 +7,8 @@ import contextlib
 import logging
 import os
 import secrets
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
@@ -22,7 +21,7 @@ from turnwise_actor.access.unreadable import UnreadableRequests
 from turnwise_actor.config import ActorConfig
 from turnwise_actor.dialogues import Dialogues
 from turnwise_actor.http2 import HTTP2
-from turnwise_actor.http2.server import Http2Server
+from turnwise_actor.http2.server import Server, bind, new_server
 from turnwise_actor.policy import Domain, Policy
 from turnwise_actor.requests import READERS, TURNS
 from turnwise_actor.servicer import ActorServicer
@@ -35,6 +34,13 @@ if TYPE_CHECKING:
     from turnwise_actor.metrics_server import MetricsServer
 
 SERVICE = dialogue_pb2.DESCRIPTOR.services_by_name["Dialogue"].full_name
+
+_SILENCE_S = 60
+_SERVER_OPTIONS = (
+    # Clients may ask every 10 s, also between calls, whether we are still there.
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
 
 logger = logging.getLogger(__name__)
 
@@ -104,11 +110,7 @@ class ActorServer:
         config = self._config
         guards = () if self._guard is None else (self._guard,)
         interceptors = (*guards, UnreadableRequests(READERS))
-        self._server: Any
-        if HTTP2 is not None:
-            self._server = Http2Server(interceptors, config.max_message_bytes)
-        else:
-            self._server = grpc.aio.server(interceptors=interceptors, options=_server_options(config))
+        self._server = new_server(interceptors, config.max_message_bytes, _SILENCE_S, _SERVER_OPTIONS)
         self.address = _listen(self._server, config)
         self._link = Link(config.learner_address, config.learner_access, _channel_options())
         self._spool = Spool(
@@ -245,27 +247,13 @@ class ActorServer:
         return report
 
 
-def _listen(server: Http2Server | grpc.aio.Server, config: ActorConfig) -> str:
+def _listen(server: Server, config: ActorConfig) -> str:
     address = config.listen_address
     try:
-        if isinstance(server, Http2Server):
-            port = server.bind(address, config.access.ssl_context())
-        else:
-            port = config.access.bind(server, address)
-    except (RuntimeError, OSError) as error:
+        port = bind(server, config.access, address)
+    except OSError as error:
         raise ListenError(f"cannot listen on {address}: {error}") from error
     return f"{address.rpartition(':')[0]}:{port}"
-
-
-def _server_options(config: ActorConfig) -> list[tuple[str, int]]:
-    return [
-        # One port a process: a second process on the same port must fail, not share it.
-        ("grpc.so_reuseport", 0),
-        ("grpc.max_receive_message_length", config.max_message_bytes),
-        # Clients may ask every 10 s, also between calls, whether we are still there.
-        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-        ("grpc.keepalive_permit_without_calls", 1),
-    ]
 
 
 def _channel_options() -> list[tuple[str, int]]:

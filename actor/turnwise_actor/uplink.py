@@ -21,20 +21,18 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import grpc
-import grpc.aio
+from google.protobuf.message import DecodeError
 
 from turnwise.v1 import training_pb2
 from turnwise_actor.access.client_access import Link
 from turnwise_actor.config import UplinkConfig
 from turnwise_actor.facts import PackedFact
-from turnwise_actor.parts import with_parts
+from turnwise_actor.http2.client import Stream, StreamEndedError
+from turnwise_actor.parts import joining
 from turnwise_actor.spool import Spool, SpoolFullError
-
-if TYPE_CHECKING:
-    FactStream = grpc.aio.StreamStreamCall[bytes, training_pb2.Ack]
+from turnwise_actor.wires import AioStream
 
 _MAX_BATCH_BYTES = 1024 * 1024
 _BATCH_FACTS = 512
@@ -83,7 +81,7 @@ class _Replay:
 class _Stream:
     """State of one stream to the learner; a new stream begins with a new one."""
 
-    call: FactStream
+    call: Stream | AioStream
     sequence: int = 0
     in_flight: deque[_Batch] = field(default_factory=deque)
     replay: _Replay | None = None
@@ -146,6 +144,8 @@ class Uplink:
         self._away_since = time.monotonic()
         self._refusal = ""
         self._wake = asyncio.Event()
+        self._urgent = False
+        """Somebody waits for what is in the queue."""
         self._report_now = False
         self._overflow: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None] | None = None
@@ -215,7 +215,7 @@ class Uplink:
         had_none = not self._queue
         self._queue += keys
         # Otherwise the sender's timer is set already.
-        if had_none or self._groups or len(self._queue) >= self._config.max_batch_facts:
+        if had_none or len(self._queue) >= self._config.max_batch_facts:
             self._wake.set()
         if len(self._pending) > self._config.max_pending_facts:
             self._begin_overflow()
@@ -238,6 +238,10 @@ class Uplink:
                 self._pending[fact.key] = fact
                 self._queue.append(fact.key)
         self.add(facts)
+        # What is on its way already is not hurried by sending what is not.
+        if self._connected and not self._urgent and any(key in group.missing for key in self._queue):
+            self._urgent = True
+            self._wake.set()
         try:
             await asyncio.wait((group.done,), timeout=self._patience_s(wait_ms))
             if group.done.done():
@@ -367,8 +371,8 @@ class Uplink:
         while True:
             try:
                 await self._session()
-            except (grpc.aio.AioRpcError, LearnerAwayError) as error:
-                reason = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error)
+            except (StreamEndedError, LearnerAwayError) as error:
+                reason = error.details if isinstance(error, StreamEndedError) else str(error)
                 self._note_refusal(error)
                 if self._connected:
                     logger.warning("the learner is away: %s", reason)
@@ -384,8 +388,8 @@ class Uplink:
         """Tells once that the learner does not let this actor in: that does not pass by itself."""
         denied = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
         reason = ""
-        if isinstance(error, grpc.aio.AioRpcError) and error.code() in denied:
-            reason = str(error.details())
+        if isinstance(error, StreamEndedError) and error.code in denied:
+            reason = error.details
         if reason and reason != self._refusal:
             logger.error("the learner refuses this actor: %s", reason)
         self._refusal = reason
@@ -398,8 +402,11 @@ class Uplink:
         self._queue = deque(self._pending)
 
     async def _session(self) -> None:
-        append = self._link.channel().stream_stream(_APPEND, None, training_pb2.Ack.FromString)
-        stream = _Stream(append(None, metadata=self._link.metadata()))
+        opening = asyncio.wait_for(self._link.stream(_APPEND), self._config.ack_timeout_s)
+        try:
+            stream = _Stream(await opening)
+        except asyncio.TimeoutError:
+            raise LearnerAwayError(f"no connection within {self._config.ack_timeout_s:g} s") from None
         tasks = [
             asyncio.create_task(work, name=name)
             for name, work in (
@@ -443,7 +450,7 @@ class Uplink:
     def _due_at(self, stream: _Stream) -> float:
         """When the next batch is to go: at once if somebody waits, else with what comes meanwhile."""
         many = len(self._queue) >= self._config.max_batch_facts
-        if self._report_now or many or (self._queue and self._groups):
+        if self._report_now or many or self._urgent:
             return 0.0
         if self._queue:
             return stream.sent_at + self._config.linger_ms / 1000
@@ -470,6 +477,7 @@ class Uplink:
             if fact is not None:
                 facts.append(fact)
                 size += len(fact.body)
+        self._urgent = self._urgent and bool(self._queue)
         return facts
 
     async def _send_batch(self, stream: _Stream, facts: list[PackedFact], segment: Path | None) -> None:
@@ -482,11 +490,9 @@ class Uplink:
             stream.report_due_at = now + self._config.report_interval_s
         stream.sent_at = now
         stream.in_flight.append(_Batch(stream.sequence, [fact.key for fact in facts], now, segment))
-        try:
-            bodies = [fact.body for fact in facts]
-            await stream.call.write(with_parts(batch, training_pb2.FactBatch.FACTS_FIELD_NUMBER, bodies))
-        except asyncio.InvalidStateError as error:
-            raise LearnerAwayError("the stream has ended") from error
+        bodies = [fact.body for fact in facts]
+        head = batch.SerializeToString()
+        await stream.call.write(joining(head, training_pb2.FactBatch.FACTS_FIELD_NUMBER, bodies))
 
     async def _prepare_replay(self, stream: _Stream) -> None:
         """Reads the oldest spool segment, once the one before is acknowledged and the learner is there."""
@@ -508,9 +514,7 @@ class Uplink:
 
     async def _receive(self, stream: _Stream) -> None:
         while True:
-            ack = await stream.call.read()
-            if not isinstance(ack, training_pb2.Ack):
-                raise LearnerAwayError("it ended the stream")
+            ack = _ack(await stream.call.read())
             self._check_epoch(ack)
             if not stream.in_flight or stream.in_flight[0].sequence != ack.sequence:
                 raise LearnerAwayError(f"it acknowledged batch {ack.sequence} out of order")
@@ -557,6 +561,13 @@ class Uplink:
                 oldest = started_at
             if oldest is not None and time.monotonic() - oldest > self._config.ack_timeout_s:
                 raise LearnerAwayError(f"it left a batch unanswered for {self._config.ack_timeout_s:g} s")
+
+
+def _ack(message: bytes) -> training_pb2.Ack:
+    try:
+        return training_pb2.Ack.FromString(message)
+    except DecodeError as error:
+        raise LearnerAwayError("what it says is no acknowledgement") from error
 
 
 def _next_of(facts: deque[PackedFact], most: int) -> list[PackedFact]:

@@ -1,20 +1,55 @@
-"""Carries a conversation where `grpc.aio` serves: a task that reads and one that writes."""
+"""What HTTP/2 of our own does, on `grpc.aio`, for where it was not built."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import grpc
 import grpc.aio
+
+from turnwise_actor.http2.client import StreamEndedError
 
 _MOST_UNSENT = 256
 """A client that lets more replies lie is read from no more."""
 
 
+class AioStream:
+    """See `http2.client.Stream`."""
+
+    def __init__(self, call: grpc.aio.StreamStreamCall[bytes, bytes]) -> None:
+        self._call = call
+
+    async def read(self) -> bytes:  # noqa: D102
+        with _ending():
+            message = await self._call.read()
+        if not isinstance(message, bytes):
+            raise StreamEndedError(grpc.StatusCode.UNAVAILABLE, "it ended the stream")
+        return message
+
+    async def write(self, message: Sequence[bytes]) -> None:  # noqa: D102
+        with _ending():
+            await self._call.write(b"".join(message))
+
+    def cancel(self) -> None:  # noqa: D102
+        self._call.cancel()
+
+
+@contextmanager
+def _ending() -> Iterator[None]:
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        raise StreamEndedError(error.code(), error.details() or "") from error
+    except asyncio.InvalidStateError as error:
+        raise StreamEndedError(grpc.StatusCode.UNAVAILABLE, "the stream has ended") from error
+
+
 class AioWire:
-    """See `conversation.Wire`. Ended by `close`."""
+    """See `conversation.Wire`: a task that reads and one that writes. Ended by `close`."""
 
     def __init__(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         self._context = context

@@ -1,7 +1,6 @@
 """`python -m turnwise_learner`: the learner's service, which starts and keeps the trainer."""
 
 import argparse
-import asyncio
 import logging
 import logging.handlers
 import os
@@ -9,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from turnwise_actor import event_loop
 from turnwise_actor.access import server_access
 from turnwise_actor.access.credentials import CREDENTIALS, CredentialFileError
 from turnwise_actor.access.server_access import AccessError, ServerAccess
@@ -110,7 +110,7 @@ def main() -> None:
     arguments = _parser().parse_args()
     try:
         _configure_logging(arguments.log_level, arguments.log_file)
-        left_behind = asyncio.run(serve(_config(arguments)))
+        left_behind = event_loop.run(serve(_config(arguments)))
     except (DomainError, AccessError, CredentialFileError, StoreRefusedError) as error:
         # Starting again is of no use: the supervisor knows this code.
         print(f"turnwise_learner: {error}", file=sys.stderr)  # noqa: T201

@@ -1,9 +1,9 @@
 # cython: language_level=3
-"""One connection of a gRPC server: HTTP/2 by nghttp2, gRPC's frames of messages here. Bytes in, bytes out.
+"""One connection of gRPC, either end: HTTP/2 by nghttp2, gRPC's frames of messages here. Bytes in, bytes out.
 
 Nothing here knows of sockets, methods or event loops. The protocol is that of gRPC over HTTP/2
-(https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md). What a client sends is credited to it as it is
-read: at once to the connection, to a call when none of its messages lies unread.
+(https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md). What the other end sends is credited to it as
+it is read: at once to the connection, to a call when none of its messages lies unread.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE, _PyBytes_Resize
@@ -68,6 +68,7 @@ cdef extern from "nghttp2/nghttp2.h":
     int NGHTTP2_DATA_FLAG_EOF, NGHTTP2_DATA_FLAG_NO_COPY, NGHTTP2_DATA_FLAG_NO_END_STREAM
     int NGHTTP2_NO_ERROR
     int NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS, NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE
+    int NGHTTP2_SETTINGS_ENABLE_PUSH
     int NGHTTP2_SETTINGS_MAX_HEADER_LIST_SIZE, NGHTTP2_SETTINGS_NO_RFC7540_PRIORITIES
 
     int nghttp2_session_callbacks_new(nghttp2_session_callbacks**)
@@ -92,6 +93,8 @@ cdef extern from "nghttp2/nghttp2.h":
     void nghttp2_option_set_no_closed_streams(nghttp2_option*, int)
     int nghttp2_session_server_new2(
         nghttp2_session**, const nghttp2_session_callbacks*, void*, const nghttp2_option*)
+    int nghttp2_session_client_new2(
+        nghttp2_session**, const nghttp2_session_callbacks*, void*, const nghttp2_option*)
     void nghttp2_session_del(nghttp2_session*)
     int nghttp2_submit_settings(nghttp2_session*, uint8_t, const nghttp2_settings_entry*, size_t)
     int nghttp2_session_set_local_window_size(nghttp2_session*, uint8_t, int32_t, int32_t)
@@ -104,6 +107,8 @@ cdef extern from "nghttp2/nghttp2.h":
     int nghttp2_session_set_stream_user_data(nghttp2_session*, int32_t, void*)
     void* nghttp2_session_get_stream_user_data(nghttp2_session*, int32_t)
     int nghttp2_session_resume_data(nghttp2_session*, int32_t)
+    int32_t nghttp2_submit_request(
+        nghttp2_session*, const void*, const nghttp2_nv*, size_t, const nghttp2_data_provider*, void*)
     int nghttp2_submit_response(
         nghttp2_session*, int32_t, const nghttp2_nv*, size_t, const nghttp2_data_provider*)
     int nghttp2_submit_trailer(nghttp2_session*, int32_t, const nghttp2_nv*, size_t)
@@ -130,7 +135,7 @@ cdef list _HEADERS = [
 
 
 class ConnectionError(Exception):  # noqa: A001
-    """The client does not speak HTTP/2, or not as it should; the connection is of no more use."""
+    """The other end does not speak HTTP/2, or not as it should; the connection is of no more use."""
 
 
 cdef class Call:
@@ -145,9 +150,9 @@ cdef class Call:
     cdef readonly dict head
     """Pseudo headers, and those that gRPC defines; names and values in bytes."""
     cdef readonly list metadata
-    """All others, as pairs of bytes, in order."""
+    """All others, as pairs of bytes, in order; of a call of ours the server's trailers, too."""
     cdef readonly bint ended
-    """Whether the client has ended its side."""
+    """Whether the other end has ended its side."""
     cdef readonly bint closed
     """Whether nothing comes or goes any more."""
     cdef readonly bint compressed
@@ -160,7 +165,7 @@ cdef class Call:
     cdef Py_ssize_t _taken
     """Of these, from the front."""
     cdef Py_ssize_t _held
-    """Bytes received and not credited to the client."""
+    """Bytes received and not credited to the other end."""
     cdef uint8_t _prefix[PREFIX]
     cdef Py_ssize_t _prefix_size
     cdef bytes _part
@@ -268,7 +273,7 @@ cdef class Call:
         return 0
 
     cdef int _keep(self, const uint8_t* at, Py_ssize_t count) except -1:
-        """Adds to a part, for which no more room is made than what a client may send unasked, or has sent."""
+        """Adds to a part, for which no more room is made than what may be sent unasked, or has come."""
         cdef Py_ssize_t room = 0 if self._part is None else PyBytes_GET_SIZE(self._part)
         cdef bytes part
         if self._part_size + count > room:
@@ -317,13 +322,13 @@ cdef class Call:
         self._mark = mark
 
     def finish(self, list trailers not None):
-        """Ends the call after what was sent. `trailers`: pairs of bytes, the status among them; 32 at most."""
+        """Ends our side after what was sent. `trailers`: pairs of bytes, a server's status among them; 32 at most."""
         if self.closed or self._trailers is not None:
             return
         if len(trailers) > MOST_FIELDS - len(_HEADERS):
             raise ValueError(f"{len(trailers)} trailers; at most {MOST_FIELDS - len(_HEADERS)}")
         self._trailers = trailers
-        if self._headers_sent or self._pieces:
+        if self._headers_sent or self._pieces or self._session is None:
             self._go_on()
         else:
             self._headers_sent = True
@@ -341,6 +346,8 @@ cdef class Call:
         return self._trailers is not None
 
     cdef int _go_on(self) except -1:
+        if self._session is None:
+            return 0  # what is to be sent waits for `Session.begin`
         if not self._headers_sent:
             self._headers_sent = True
             self._session._respond(self, _HEADERS, True)
@@ -390,10 +397,10 @@ cdef class Session:
     """HTTP/2 of one connection.
 
     Args:
-        new_call: Makes a Call for each that begins; without arguments.
+        new_call: Makes a Call for each that a client begins; without arguments. None: we are the client.
         max_message_bytes: Larger messages are the end of their call.
-        max_calls: At the same time; the client waits with others.
-        window_bytes: Of a call, sent by the client and not yet taken.
+        max_calls: At the same time; a client waits with others.
+        window_bytes: Of a call, sent by the other end and not yet taken.
     """
 
     cdef nghttp2_session* _session
@@ -418,10 +425,16 @@ cdef class Session:
         nghttp2_option_set_no_auto_window_update(option, 1)
         nghttp2_option_set_no_closed_streams(option, 1)
         try:
-            _check(nghttp2_session_server_new2(&self._session, _callbacks, <void*> self, option))
+            if new_call is None:
+                _check(nghttp2_session_client_new2(&self._session, _client_callbacks, <void*> self, option))
+            else:
+                _check(nghttp2_session_server_new2(&self._session, _callbacks, <void*> self, option))
         finally:
             nghttp2_option_del(option)
-        settings[0].settings_id, settings[0].value = NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS, max_calls
+        if new_call is None:
+            settings[0].settings_id, settings[0].value = NGHTTP2_SETTINGS_ENABLE_PUSH, 0
+        else:
+            settings[0].settings_id, settings[0].value = NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS, max_calls
         settings[1].settings_id, settings[1].value = NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE, window_bytes
         settings[2].settings_id, settings[2].value = NGHTTP2_SETTINGS_MAX_HEADER_LIST_SIZE, 16 * 1024
         settings[3].settings_id, settings[3].value = NGHTTP2_SETTINGS_NO_RFC7540_PRIORITIES, 1
@@ -437,7 +450,7 @@ cdef class Session:
         return list(self._calls.values())
 
     def receive(self, bytes content not None):
-        """Takes what the client has sent. Raises ConnectionError; `send` may still have a last word."""
+        """Takes what the other end has sent. Raises ConnectionError; `send` may still have a last word."""
         cdef ssize_t read
         if self._gone:
             return
@@ -504,6 +517,28 @@ cdef class Session:
     def wants_to_send(self):
         """Whether `send` has something."""
         return not self._gone and nghttp2_session_want_write(self._session) != 0
+
+    def begin(self, Call call not None, list headers not None):
+        """Begins a call, as a client. `headers`: pairs of bytes, pseudo headers first; 32 at most.
+
+        Raises ValueError, ConnectionError.
+        """
+        cdef nghttp2_nv fields[MOST_FIELDS]
+        cdef nghttp2_data_provider provider
+        cdef int32_t stream_id
+        if call._session is not None:
+            raise ValueError("the call has begun already")
+        if len(headers) > MOST_FIELDS:
+            raise ValueError(f"{len(headers)} headers; at most {MOST_FIELDS}")
+        provider.source.ptr = NULL
+        provider.read_callback = _on_read
+        _fill(fields, headers)
+        stream_id = nghttp2_submit_request(
+            self._session, NULL, fields, len(headers), &provider, <void*> call
+        )
+        _check(min(stream_id, 0))
+        call._session, call.stream_id, call._headers_sent = self, stream_id, True
+        self._calls[stream_id] = call
 
     def announce_end(self):
         """Tells the client that it will be closed: it begins nothing more here."""
@@ -606,7 +641,7 @@ cdef int _on_header(
 ) noexcept:
     cdef Session session = <Session> data
     cdef Call call
-    if not _is_request(frame):
+    if session._new_call is not None and not _is_request(frame):
         return 0
     try:
         call = _call_of(raw, frame.hd.stream_id)
@@ -635,7 +670,7 @@ cdef int _on_frame_recv(nghttp2_session* raw, const nghttp2_frame* frame, void* 
         if frame.hd.flags & NGHTTP2_FLAG_END_STREAM:
             call.ended = True
             if call._prefix_size and call.fault is None:
-                call.fault = INTERNAL, "the client has ended the call within a message"
+                call.fault = INTERNAL, "the other end has ended the call within a message"
         session._tell(call)
     except BaseException as error:
         return session._fail(error)
@@ -703,9 +738,11 @@ cdef ssize_t _on_read(
             return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE
         size = min(call.unsent, <Py_ssize_t> room)
         if size == call.unsent and call._trailers is not None:
-            flags[0] |= NGHTTP2_DATA_FLAG_EOF | NGHTTP2_DATA_FLAG_NO_END_STREAM
-            _fill(fields, call._trailers)
-            _check(nghttp2_submit_trailer(raw, stream_id, fields, len(call._trailers)))
+            flags[0] |= NGHTTP2_DATA_FLAG_EOF
+            if call._trailers:
+                flags[0] |= NGHTTP2_DATA_FLAG_NO_END_STREAM
+                _fill(fields, call._trailers)
+                _check(nghttp2_submit_trailer(raw, stream_id, fields, len(call._trailers)))
         elif not size:
             call._deferred = True
             return NGHTTP2_ERR_DEFERRED
@@ -738,13 +775,19 @@ cdef frozenset _HEAD = frozenset((
     b"te", b"content-type", b"grpc-timeout", b"grpc-encoding", b"grpc-accept-encoding", b"accept-encoding"
 ))
 
-cdef nghttp2_session_callbacks* _callbacks = NULL
-if nghttp2_session_callbacks_new(&_callbacks):
-    raise MemoryError
-nghttp2_session_callbacks_set_on_begin_headers_callback(_callbacks, _on_begin_headers)
-nghttp2_session_callbacks_set_on_header_callback(_callbacks, _on_header)
-nghttp2_session_callbacks_set_on_frame_recv_callback(_callbacks, _on_frame_recv)
-nghttp2_session_callbacks_set_on_frame_send_callback(_callbacks, _on_frame_send)
-nghttp2_session_callbacks_set_on_data_chunk_recv_callback(_callbacks, _on_data)
-nghttp2_session_callbacks_set_send_data_callback(_callbacks, _on_send_data)
-nghttp2_session_callbacks_set_on_stream_close_callback(_callbacks, _on_close)
+cdef nghttp2_session_callbacks* _new_callbacks(bint of_client) except NULL:
+    cdef nghttp2_session_callbacks* callbacks = NULL
+    if nghttp2_session_callbacks_new(&callbacks):
+        raise MemoryError
+    if not of_client:
+        nghttp2_session_callbacks_set_on_begin_headers_callback(callbacks, _on_begin_headers)
+        nghttp2_session_callbacks_set_on_frame_send_callback(callbacks, _on_frame_send)
+    nghttp2_session_callbacks_set_on_header_callback(callbacks, _on_header)
+    nghttp2_session_callbacks_set_on_frame_recv_callback(callbacks, _on_frame_recv)
+    nghttp2_session_callbacks_set_on_data_chunk_recv_callback(callbacks, _on_data)
+    nghttp2_session_callbacks_set_send_data_callback(callbacks, _on_send_data)
+    nghttp2_session_callbacks_set_on_stream_close_callback(callbacks, _on_close)
+    return callbacks
+
+cdef nghttp2_session_callbacks* _callbacks = _new_callbacks(False)
+cdef nghttp2_session_callbacks* _client_callbacks = _new_callbacks(True)

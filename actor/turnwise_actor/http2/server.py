@@ -1,4 +1,4 @@
-"""Listens, knows the methods, and drains: the part of `grpc.aio.Server` that an actor needs."""
+"""Listens, knows the methods, and drains: the part of `grpc.aio.Server` that actors and the learner need."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import grpc
 import grpc.aio
 
+from turnwise_actor.access.server_access import ServerAccess
+from turnwise_actor.http2 import HTTP2
 from turnwise_actor.http2.connection import Connection
 from turnwise_actor.http2.metadata import Metadata
 
@@ -19,8 +21,8 @@ _BACKLOG = 1_024
 _HANDSHAKE_S = 20.0
 _LAST_CALLS_S = 0.1
 """After the end is announced, in which what clients had sent by then arrives."""
-_KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
-"""After a minute without a word the system asks whether a client is still there."""
+_ASKED_EVERY_S, _ASKED = 5, 3
+"""How often, and how many times, the system asks whether a client is still there."""
 _NO_SUCH_FAMILY = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 """A machine without IPv6 still has the other address of `localhost`."""
 
@@ -38,14 +40,20 @@ class Http2Server:
     Args:
         interceptors: Asked once a method, not once a call: what they make of a handler holds for all calls.
         max_message_bytes: Larger requests get RESOURCE_EXHAUSTED before they are read.
+        silence_s: After so long without a word the system asks whether a client is still there: a dead
+            machine sends no reset. After the same time one that takes nothing is given up.
     """
 
     def __init__(
-        self, interceptors: Sequence[grpc.aio.ServerInterceptor[Any, Any]], max_message_bytes: int
+        self,
+        interceptors: Sequence[grpc.aio.ServerInterceptor[Any, Any]],
+        max_message_bytes: int,
+        silence_s: int = 60,
     ) -> None:
         self.max_message_bytes = max_message_bytes
         self.connections: set[Connection] = set()
         self._interceptors = interceptors
+        self._silence_s = silence_s
         self._generic: list[Any] = []
         self._handlers: dict[bytes, Any] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -63,7 +71,7 @@ class Http2Server:
     def bind(self, address: str, tls: ssl.SSLContext | None) -> int:
         """Takes an address, HOST:PORT; clients wait there until `start`. Returns the port. Raises OSError."""
         self._tls = tls
-        self._sockets = _listening(address)
+        self._sockets = _listening(address, self._silence_s)
         port: int = self._sockets[0].getsockname()[1]
         return port
 
@@ -130,6 +138,41 @@ class Http2Server:
             connection.abort()
 
 
+Server = Http2Server | grpc.aio.Server
+
+
+def new_server(
+    interceptors: Sequence[grpc.aio.ServerInterceptor[Any, Any]],
+    max_message_bytes: int,
+    silence_s: int,
+    options: Sequence[tuple[str, int]],
+) -> Any:
+    """A `Server`: of our own where HTTP/2 was built (see there), else `grpc.aio`'s with these options.
+
+    Either takes servicers by `add_…Servicer_to_server`, which know `grpc.aio.Server` alone.
+    """
+    if HTTP2 is not None:
+        return Http2Server(interceptors, max_message_bytes, silence_s)
+    # One port a process: a second process on the same port must fail, not share it.
+    own = (("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", max_message_bytes))
+    return grpc.aio.server(interceptors=interceptors, options=(*own, *options))
+
+
+def bind(server: Server, access: ServerAccess, address: str) -> int:
+    """Takes an address, HOST:PORT, for those whom the access lets in; returns the port.
+
+    Raises:
+        AccessError: A certificate or key is wrong.
+        OSError: The address cannot be listened on.
+    """
+    if isinstance(server, Http2Server):
+        return server.bind(address, access.ssl_context())
+    try:
+        return access.bind(server, address)
+    except RuntimeError as error:
+        raise OSError(str(error)) from error
+
+
 class _Link:
     """An interceptor and all that comes after it."""
 
@@ -151,7 +194,7 @@ def _now(finding: Any) -> Any:
     raise TypeError("an interceptor waits for something; it is asked in passing here")
 
 
-def _listening(address: str) -> list[socket.socket]:
+def _listening(address: str, silence_s: int) -> list[socket.socket]:
     """Sockets of all that the host's name stands for, on the same port. Raises OSError."""
     host, _, port = address.rpartition(":")
     places = socket.getaddrinfo(
@@ -163,11 +206,13 @@ def _listening(address: str) -> list[socket.socket]:
         for family, _, _, _, place in dict.fromkeys(places):
             chosen = sockets[0].getsockname()[1] if sockets else place[1]
             try:
-                sockets.append(_socket(family, (place[0], chosen, *place[2:]), alone=len(places) == 1))
+                one = _socket(family, (place[0], chosen, *place[2:]), silence_s, alone=len(places) == 1)
             except OSError as error:
                 if error.errno not in _NO_SUCH_FAMILY:
                     raise
                 unfit = error
+            else:
+                sockets.append(one)
     except OSError:
         for one in sockets:
             one.close()
@@ -177,13 +222,18 @@ def _listening(address: str) -> list[socket.socket]:
     return sockets
 
 
-def _socket(family: int, place: tuple[Any, ...], alone: bool) -> socket.socket:
+def _socket(family: int, place: tuple[Any, ...], silence_s: int, alone: bool) -> socket.socket:
     one = socket.socket(family, socket.SOCK_STREAM)
     try:
         one.setblocking(False)
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         one.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, value in _KEEPALIVE.items():
+        for name, value in (
+            ("TCP_KEEPIDLE", silence_s),
+            ("TCP_KEEPINTVL", _ASKED_EVERY_S),
+            ("TCP_KEEPCNT", _ASKED),
+            ("TCP_USER_TIMEOUT", 1_000 * (silence_s + _ASKED_EVERY_S * _ASKED)),
+        ):
             if (option := getattr(socket, name, None)) is not None:  # of Linux
                 one.setsockopt(socket.IPPROTO_TCP, option, value)
         if family == socket.AF_INET6:

@@ -9,16 +9,17 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from turnwise.v1 import dialogue_pb2, training_pb2, training_pb2_grpc
 from turnwise_actor.access.files import write_secret
 from turnwise_actor.access.guard import Guard, Local, callers_of
+from turnwise_actor.access.server_access import ServerAccess
 from turnwise_actor.access.unreadable import UnreadableRequests
+from turnwise_actor.http2.server import Server, bind, new_server
 from turnwise_actor.policy import Domain
 from turnwise_learner.journal import journal_path
 from turnwise_learner.service import versions
@@ -46,11 +47,10 @@ _LAST_CALLS_S = 0.5
 """Time for calls in flight, once the trainer has ended."""
 _ONE_REQUEST_S = 1.0
 """Signals closer than this ask once: the kernel sends one for each thread of a parent that was killed."""
-_PARAMETERS = (
-    # Without this a second server binds the same port and takes half of the connections.
-    ("grpc.so_reuseport", 0),
-    # A dead machine sends no reset.
-    ("grpc.keepalive_time_ms", 10_000),
+_SILENCE_S = 10
+"""Of an actor's or trainer's machine, until it is asked whether it is still there."""
+_OPTIONS = (
+    ("grpc.keepalive_time_ms", 1_000 * _SILENCE_S),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
@@ -107,11 +107,9 @@ class Service:
         self._local_guard = Guard(Local(self._local_token))
         callers = callers_of(config.access)
         self._guard = None if callers is None else Guard(callers)
-        options = (*_PARAMETERS, ("grpc.max_receive_message_length", config.max_message_bytes))
         guards = () if self._guard is None else (self._guard,)
-        self._server = grpc.aio.server(interceptors=(*guards, UnreadableRequests()), options=options)
-        local_doors = (self._local_guard, UnreadableRequests())
-        self._local_server = grpc.aio.server(interceptors=local_doors, options=options)
+        self._server = self._new_server(*guards)
+        self._local_server = self._new_server(self._local_guard)
         self._watching: asyncio.Task[None] | None = None
         self.supervisor: Supervisor | None = None
         """Set while a trainer child is kept."""
@@ -130,10 +128,14 @@ class Service:
         """
         await self._recall()
         self._register()
-        self.address = self._config.address(self._bind())
-        self.local_address = self._bind_local()
-        if self._config.metrics_listen is not None:
-            await self._serve_metrics(self._config.metrics_listen)
+        try:
+            self.address = self._config.address(self._bind())
+            self.local_address = self._bind_local()
+            if self._config.metrics_listen is not None:
+                await self._serve_metrics(self._config.metrics_listen)
+        except (OSError, ValueError):
+            await self._end_calls(0.0)
+            raise
         await self._server.start()
         await self._local_server.start()
         if self._guard is not None:
@@ -166,7 +168,7 @@ class Service:
         if self.supervisor is not None:
             await self.supervisor.stop()
         self.broadcast.close()
-        await asyncio.gather(self._server.stop(_LAST_CALLS_S), self._local_server.stop(_LAST_CALLS_S))
+        await self._end_calls(_LAST_CALLS_S)
         if self._metrics is not None:
             await self._metrics.stop()
         if self._watching is not None:
@@ -174,6 +176,9 @@ class Service:
             await asyncio.gather(self._watching, return_exceptions=True)
         for name in ("learner.address", "learner.local"):
             (self._config.data / name).unlink(missing_ok=True)
+
+    async def _end_calls(self, grace_s: float) -> None:
+        await asyncio.gather(self._server.stop(grace_s), self._local_server.stop(grace_s))
 
     async def _recall(self) -> None:
         """Puts the newest policy on air, and records what a killed service could not."""
@@ -207,7 +212,8 @@ class Service:
             health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         training_pb2_grpc.add_TrainerServicer_to_server(TrainerServicer(self._link), self._local_server)
         names = (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._server)
+        reflecting = reflection.aio.ReflectionServicer(names)  # type: ignore[attr-defined]
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflecting, self._server)
 
     def _trainer_restarts(self) -> int:
         return 0 if self.supervisor is None else self.supervisor.restarts
@@ -220,18 +226,16 @@ class Service:
     def _store_status(self) -> training_pb2.StoreStatus | None:
         return None if self._shipping is None else self._shipping.status
 
+    def _new_server(self, *guards: Guard) -> Any:
+        most = self._config.max_message_bytes
+        return new_server((*guards, UnreadableRequests()), most, _SILENCE_S, _OPTIONS)
+
     def _bind(self) -> int:
-        try:
-            return self._config.access.bind(self._server, self._config.listen)
-        except RuntimeError as error:
-            raise OSError(f"cannot listen on {self._config.listen}: is the port taken?") from error
+        return _bind(self._server, self._config.access, self._config.listen)
 
     def _bind_local(self) -> str:
         address = self._config.local_listen
-        try:
-            port = self._local_server.add_insecure_port(address)
-        except RuntimeError as error:
-            raise OSError(f"cannot listen on {address}: is the port taken?") from error
+        port = _bind(self._local_server, ServerAccess(), address)
         return f"{address.rpartition(':')[0]}:{port}"
 
     def _supervise(self) -> Supervisor:
@@ -334,6 +338,13 @@ async def serve(config: ServiceConfig) -> bool:
         await signalled.wait()
     log.info("stopped")
     return service.store_left_behind
+
+
+def _bind(server: Server, access: ServerAccess, address: str) -> int:
+    try:
+        return bind(server, access, address)
+    except OSError as error:
+        raise OSError(f"cannot listen on {address}: is the port taken?") from error
 
 
 def _replace(path: Path, text: str) -> None:

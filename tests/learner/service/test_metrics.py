@@ -103,6 +103,7 @@ async def test_it_serves_what_the_operator_is_told(
         await trainer.say(report=REPORT)
         await trainer.publish(policy_of(1, 1, learned_through=5))
         await eventually(lambda: service.broadcast.current)
+        await service._link.recorded()  # the journal grows by it
         status = await operator.GetStatus(training_pb2.GetStatusRequest())
         told = await scraped(service)
     assert status.trainer == REPORT

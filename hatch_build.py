@@ -20,6 +20,7 @@ FLAGS = {
     # Chances are bit by bit what numpy makes of them: a*b + c is rounded twice.
     "turns": ["-O2", "-g0", "-ffp-contract=off"],
     "http2": ["-O2", "-g0"],
+    "parts": ["-O2", "-g0"],
 }
 LIBRARIES = {"http2": ["nghttp2"]}
 

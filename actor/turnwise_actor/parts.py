@@ -11,6 +11,8 @@ from collections.abc import Iterable
 
 from google.protobuf.message import Message
 
+from turnwise_actor.compiled import compiled
+
 _LENGTH_DELIMITED = 2
 
 
@@ -19,7 +21,7 @@ def with_parts(head: Message | bytes, field: int, parts: Iterable[bytes]) -> byt
     return b"".join(joining(head if isinstance(head, bytes) else head.SerializeToString(), field, parts))
 
 
-def joining(head: bytes, field: int, parts: Iterable[bytes]) -> list[bytes]:
+def joining_here(head: bytes, field: int, parts: Iterable[bytes]) -> list[bytes]:
     """What has to be joined for it."""
     tag = varint(field << 3 | _LENGTH_DELIMITED)
     content = [head]
@@ -43,3 +45,7 @@ def varint(number: int) -> bytes:
 
 
 _SHORT = [bytes([number]) for number in range(0x80)]
+
+_COMPILED = compiled("parts")
+joining = joining_here if _COMPILED is None else _COMPILED.joining
+"""The same, compiled where it was built."""

@@ -55,7 +55,8 @@ class _Group:
     """Facts that somebody waits for: done, with the journal's cursor, once all are acknowledged."""
 
     missing: set[str]
-    done: asyncio.Future[int]
+    done: asyncio.Future[int | None]
+    """None: that took too long."""
 
 
 @dataclass
@@ -242,13 +243,15 @@ class Uplink:
         if self._connected and not self._urgent and any(key in group.missing for key in self._queue):
             self._urgent = True
             self._wake.set()
+        # Not asyncio.wait: a busy actor's turns come by here, and it takes several times as long.
+        timer = loop.call_later(self._patience_s(wait_ms), _give_up, group.done)
         try:
-            await asyncio.wait((group.done,), timeout=self._patience_s(wait_ms))
-            if group.done.done():
-                return group.done.result()
-            await self.spool(facts)
-            return None
+            cursor = await group.done
+            if cursor is None:
+                await self.spool(facts)
+            return cursor
         finally:
+            timer.cancel()
             self._forget(group, facts)
 
     async def spool(self, facts: Sequence[PackedFact]) -> None:
@@ -561,6 +564,11 @@ class Uplink:
                 oldest = started_at
             if oldest is not None and time.monotonic() - oldest > self._config.ack_timeout_s:
                 raise LearnerAwayError(f"it left a batch unanswered for {self._config.ack_timeout_s:g} s")
+
+
+def _give_up(done: asyncio.Future[int | None]) -> None:
+    if not done.done():
+        done.set_result(None)
 
 
 def _ack(message: bytes) -> training_pb2.Ack:

@@ -2,7 +2,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from turnwise.v1 import token_pb2, training_pb2
-from turnwise_actor.parts import with_parts
+from turnwise_actor.parts import joining, joining_here, with_parts
 
 
 @settings(deadline=None)
@@ -14,3 +14,9 @@ def test_a_message_with_parts_is_that_message(sizes: list[int]) -> None:
     whole = with_parts(head, token_pb2.TokenState.UNSETTLED_FIELD_NUMBER, bodies)
     head.unsettled.extend(facts)
     assert token_pb2.TokenState.FromString(whole) == head
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=5), st.integers(1, 2**29 - 1), st.lists(st.binary(max_size=300), max_size=5))
+def test_compiled_or_not_the_parts_are_the_same(head: bytes, field: int, parts: list[bytes]) -> None:
+    assert joining(head, field, parts) == joining_here(head, field, parts)

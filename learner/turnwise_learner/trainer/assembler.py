@@ -1,7 +1,8 @@
 """Folds facts into turns and later amendments. Pure: the same facts give the same turns in any order.
 
-Each dialogue is folded on its own, from its own facts; one that fell out of memory is folded again from the
-journal. Nothing here is saved in checkpoints, so nothing here can disagree with the journal.
+Each dialogue is folded on its own, from its own facts. One that fell out of memory goes on from its last
+turn, which is kept of many more, or is folded again from the journal. Nothing here is saved in checkpoints,
+so nothing here can disagree with the journal.
 The rules are those of docs/semantics.md.
 """
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from turnwise.v1 import dialogue_pb2, training_pb2
 from turnwise_actor.policy import Domain, Encoder, EncodingError, FieldViolation, RawObservation
-from turnwise_learner.journal import DECIDED, Row
+from turnwise_learner.journal import DECIDED, STARTED, Row
 from turnwise_learner.trainer.turns import Change, Correction, TurnRecord
 
 _LAST = ":last"
@@ -35,7 +36,9 @@ class Assembler:
         domain: The domain in force; facts of its ancestors are read through action ids and slot names.
         load: `(dialogue_ids, through_seq) -> rows` of these dialogues in journal order, from the journal.
         domain_json: `(fingerprint) -> JSON or None`, the domains that the journal was written under.
-        max_dialogues: Dialogues kept folded in memory; the others are folded again when they speak.
+        max_dialogues: Dialogues kept folded in memory, those that spoke last.
+        max_tails: Others of which is kept where they stood, at least half as many; half a kilobyte each. The
+            rest are folded again when they speak, and so are these when more than a next turn comes of them.
     """
 
     def __init__(
@@ -44,33 +47,70 @@ class Assembler:
         load: Callable[[Sequence[str], int], Iterable[Row]],
         domain_json: Callable[[str], str | None],
         max_dialogues: int = 10_000,
+        max_tails: int = 200_000,
     ) -> None:
         self._reader = FactReader(domain, domain_json)
         self._load = load
         self._max_dialogues = max_dialogues
         self._folds: OrderedDict[str, DialogueFold] = OrderedDict()
+        self._full = max_tails // 2
+        self._younger: dict[str, _Tail] = {}
+        self._older: dict[str, _Tail] = {}
+        """Of those in neither, nothing is known; the older are forgotten when the younger are full."""
 
     def assemble(self, rows: Sequence[Row]) -> list[Change]:
         """One change a row, in journal order; `rows` follow those of the call before."""
         self._recall(rows)
-        folds, observed = self._folds, self._reader.observed(rows)
-        changes = [folds[row.dialogue_id].add(row, obs) for row, obs in zip(rows, observed, strict=True)]
+        changes = []
+        for row, obs in zip(rows, self._reader.observed(rows), strict=True):
+            change = self._folds[row.dialogue_id].add(row, obs)
+            if change is None:
+                fold = self._folds[row.dialogue_id] = self._fold_again(row.dialogue_id, row.seq - 1)
+                change = fold.add(row, obs)
+                assert change is not None
+            changes.append(change)
         while len(self._folds) > self._max_dialogues:
-            self._folds.popitem(last=False)
+            self._let_go()
         return changes
 
+    def _let_go(self) -> None:
+        """Of the dialogue that has been silent for longest; where it stands is kept if that is simple."""
+        dialogue_id, fold = self._folds.popitem(last=False)
+        if (tail := fold.tail()) is not None:
+            self._younger[dialogue_id] = tail
+            if len(self._younger) >= self._full:
+                self._older, self._younger = self._younger, {}
+
     def _recall(self, rows: Sequence[Row]) -> None:
-        """Has the dialogues of these rows folded; one look at the journal for all that are not in memory."""
-        recalled: dict[str, DialogueFold] = {}
-        for dialogue_id in {row.dialogue_id: None for row in rows}:
-            if dialogue_id in self._folds:
-                self._folds.move_to_end(dialogue_id)
+        """Has the dialogues of these rows folded; one look at the journal for all that have to be read."""
+        only_turns: dict[str, bool] = {}
+        for row in rows:
+            only_turns[row.dialogue_id] = row.kind <= DECIDED and only_turns.get(row.dialogue_id, True)
+        again: dict[str, DialogueFold] = {}
+        for dialogue_id, goes_on in only_turns.items():
+            fold = self._folds.get(dialogue_id)
+            if fold is None:
+                tail = self._younger.pop(dialogue_id, None) or self._older.pop(dialogue_id, None)
+                if tail is not None and goes_on:
+                    self._folds[dialogue_id] = DialogueFold(self._reader, tail)
+                else:
+                    again[dialogue_id] = DialogueFold(self._reader)
+            elif fold.is_tail and not goes_on:
+                again[dialogue_id] = DialogueFold(self._reader)
             else:
-                recalled[dialogue_id] = DialogueFold(self._reader)
-        if recalled:
-            for earlier in self._load(list(recalled), rows[0].seq - 1):
-                recalled[earlier.dialogue_id].add(earlier, anew=False)
-            self._folds.update(recalled)
+                self._folds.move_to_end(dialogue_id)
+        if again:
+            for earlier in self._load(list(again), rows[0].seq - 1):
+                again[earlier.dialogue_id].add(earlier, anew=False)
+            for dialogue_id, fold in again.items():
+                self._folds[dialogue_id] = fold
+                self._folds.move_to_end(dialogue_id)
+
+    def _fold_again(self, dialogue_id: str, through_seq: int) -> DialogueFold:
+        fold = DialogueFold(self._reader)
+        for earlier in self._load([dialogue_id], through_seq):
+            fold.add(earlier, anew=False)
+        return fold
 
 
 class FactReader:
@@ -217,6 +257,15 @@ class _Told(NamedTuple):
     confirmed: bool
 
 
+class _Tail(NamedTuple):
+    """Where a dialogue stands: all that its next turn needs to know of it."""
+
+    decision_id: str
+    decided: _Decision
+    told: _Told
+    due_ms: int
+
+
 _NOTHING = _Told((), _UNRATED, False)
 _NOT_MET = _Told((-1, None, "", False, True, (), 0), _UNRATED, False)
 """Of a turn that is the newest, and perhaps lost on its way."""
@@ -227,7 +276,10 @@ _ONE_TURN = {"turns": 1}
 
 
 class DialogueFold:
-    """The facts of one dialogue, and what replay has been told of them."""
+    """The facts of one dialogue, and what replay has been told of them.
+
+    One that is made of a tail knows the dialogue's last turn alone.
+    """
 
     __slots__ = (
         "_children",
@@ -240,9 +292,10 @@ class DialogueFold:
         "_reader",
         "_told",
         "_unlearnable",
+        "is_tail",
     )
 
-    def __init__(self, reader: FactReader) -> None:
+    def __init__(self, reader: FactReader, tail: _Tail | None = None) -> None:
         self._reader = reader
         self._decided: dict[str, _Decision] = {}
         self._children: defaultdict[str, list[str]] = defaultdict(list)
@@ -254,9 +307,28 @@ class DialogueFold:
         self._told: dict[str, _Told] = {}
         self._unlearnable: set[str] = set()
         self._due_ms = 0
+        self.is_tail = tail is not None
+        if tail is not None:
+            name, decided, self._told[name], self._due_ms = tail
+            self._decided[name] = decided
+            if decided.parent_id:
+                self._children[decided.parent_id] = [name]
+            if self._told[name].confirmed:
+                self._confirmed.add(name)
 
-    def add(self, row: Row, observed: np.ndarray | None = None, anew: bool = True) -> Change:
-        """What a fact changes.
+    def tail(self) -> _Tail | None:
+        """Of a dialogue whose last turn is the only one to go on from it, and of which no more was said."""
+        if self._ends or self._feedback or self._delivered or self._unlearnable or not self._decided:
+            return None
+        name, decided = next(reversed(self._decided.items()))
+        told, parent = self._told.get(name), decided.parent_id
+        alone = not parent or len(self._children[parent]) == 1
+        if told is None or self._children.get(name) or not alone:
+            return None
+        return _Tail(name, decided, told, self._due_ms)
+
+    def add(self, row: Row, observed: np.ndarray | None = None, anew: bool = True) -> Change | None:
+        """What a fact changes; None: a tail does not tell.
 
         Args:
             row: The fact.
@@ -268,6 +340,8 @@ class DialogueFold:
                 observed = self._encode(decided)
             if observed is not None or not anew:
                 return self._add_next_turn(row, decided, observed)
+        if self.is_tail and row.kind != STARTED:
+            return None
         return self._add_any(row, anew)
 
     # A turn that continues its dialogue: most facts are one

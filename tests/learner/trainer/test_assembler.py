@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 from unittest.mock import patch
 
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tests.learner.trainer.facts import Journal, make_domain
 from turnwise.v1 import dialogue_pb2
+from turnwise_learner.journal import Row
 from turnwise_learner.trainer.assembler import Assembler, DialogueFold
 from turnwise_learner.trainer.turns import Change, TurnRecord
 
@@ -128,7 +129,7 @@ FACTS: list[Callable[[Journal], object]] = [
 ]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(st.permutations(range(len(FACTS))), st.sampled_from([0.0, 0.9]))
 def test_any_order_of_facts_gives_the_same_turns(order: list[int], gamma: float) -> None:
     journals = Journal(make_domain(gamma=gamma)), Journal(make_domain(gamma=gamma))
@@ -217,7 +218,7 @@ def plainly(change: Change) -> Any:
     return {f.name: getattr(change, f.name) for f in dataclasses.fields(change)} | {"records": records}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(
     st.data(), st.sampled_from([0.0, 0.9]), st.sampled_from([0, 10]), st.sampled_from([0, 1]), st.booleans()
 )
@@ -236,16 +237,40 @@ def test_the_short_way_of_a_turn_that_continues_its_dialogue_changes_what_the_lo
     for fact in facts:
         fact(journal)
 
-    def changes(size: int) -> list[Any]:
-        assembler = Assembler(
-            journal.domain, journal.dialogues, journal.domain_json, max_dialogues=1 if forgets else 10
-        )
-        batches = [journal.rows[at : at + size] for at in range(0, len(journal.rows), size)]
+    def changes(**limits: int) -> list[Any]:
+        assembler = Assembler(journal.domain, journal.dialogues, journal.domain_json, **limits)
+        batches = [journal.rows[at : at + 4] for at in range(0, len(journal.rows), 4)]
         return [plainly(change) for rows in batches for change in assembler.assemble(rows)]
 
-    short = changes(size=4)
+    forgetting = {"max_dialogues": 0} if forgets else {}
+    short = changes(**forgetting)
     with patch.object(DialogueFold, "_is_next_turn", lambda *_: False):
-        assert short == changes(size=4)
+        assert short == changes(**forgetting, max_tails=0)
+
+
+def test_a_forgotten_dialogue_goes_on_without_a_look_at_the_journal() -> None:
+    journal = Journal(make_domain())
+    names = [f"a{i}" for i in range(6)]
+    for parent, name in zip(["", *names], names, strict=False):
+        for dialogue in "xyz":
+            journal.decided(dialogue + name, parent and dialogue + parent, dialogue_id=dialogue)
+    journal.feedback("ya2", reward=1, dialogue_id="y")
+    asked: list[Sequence[str]] = []
+
+    def load(dialogues: Sequence[str], through: int) -> Iterable[Row]:
+        asked.append(dialogues)
+        return journal.dialogues(dialogues, through)
+
+    def changes(**limits: int) -> list[Any]:
+        asked.clear()
+        assembler = Assembler(journal.domain, load, journal.domain_json, **limits)
+        return [plainly(change) for row in journal.rows for change in assembler.assemble([row])]
+
+    every = changes()
+    assert changes(max_dialogues=1) == every
+    assert asked == [["x"], ["y"], ["z"], ["y"]]  # as each began, and when one was rated
+    assert changes(max_dialogues=1, max_tails=0) == every
+    assert len(asked) == len(journal.rows)
 
 
 def test_many_dialogues_in_little_memory_fold_again_from_the_journal() -> None:

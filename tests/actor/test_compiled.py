@@ -300,12 +300,31 @@ def test_the_forward_pass_is_numpys_and_a_row_is_the_same_in_any_batch(
     compiled, plain = Network(spec, parameters), Network(spec, parameters, compiled=False)
     assert compiled.forward is not None
     assert plain.forward is None
-    obs = rng.normal(size=(11, inputs)).astype(np.float32)
+    obs = rng.normal(size=(33, inputs)).astype(np.float32)
     obs[rng.random(obs.shape) < 0.5] = 0.0
-    together = compiled.q_values(obs)
-    np.testing.assert_allclose(together, plain.q_values(obs), rtol=1e-3, atol=1e-4)
-    for rows in (slice(0, 1), slice(3, 8), slice(7, 11)):
-        assert compiled.q_values(obs[rows]).tobytes() == together[rows].tobytes()
+    obs[3:20, rng.random(inputs) < 0.9] = 0.0  # as hashed texts, whole places are 0
+    alone = np.concatenate([compiled.q_values(row[None]) for row in obs])
+    np.testing.assert_allclose(alone, plain.q_values(obs), rtol=1e-3, atol=1e-4)
+    for begin in (0, 3):
+        for end in range(begin + 1, len(obs) + 1):
+            assert compiled.q_values(obs[begin:end]).tobytes() == alone[begin:end].tobytes()
     assert compiled.q_values(obs[:0]).shape == (0, actions)
     with pytest.raises(ValueError, match="obs"):
         compiled.forward.q_values(obs[:, 1:])
+
+
+def test_a_row_that_is_no_number_spoils_no_other() -> None:
+    assert FORWARD is not None
+    spec = NetworkSpec(128, 64, (256,), "tanh", True)
+    rng = np.random.default_rng(0)
+    parameters = {
+        name: rng.normal(size=shape).astype(np.float32) for name, shape in spec.parameter_shapes().items()
+    }
+    network = Network(spec, parameters)
+    obs = rng.normal(size=(9, 128)).astype(np.float32)
+    sound = network.q_values(obs)
+    obs[[2, 8], 5] = np.nan
+    spoilt = network.q_values(obs)
+    assert np.isnan(spoilt[[2, 8]]).any(axis=1).all()
+    rest = [0, 1, *range(3, 8)]
+    assert spoilt[rest].tobytes() == sound[rest].tobytes()

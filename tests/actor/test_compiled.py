@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import gc
+import json
 import tracemalloc
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +19,12 @@ from google.protobuf.message import DecodeError
 from turnwise.v1 import dialogue_pb2 as pb
 from turnwise.v1 import token_pb2, training_pb2
 from turnwise_actor.compiled import FORWARD
+from turnwise_actor.config import TokenConfig
 from turnwise_actor.errors import BadRequestError, PreconditionError, TokenError
 from turnwise_actor.facts import pack
 from turnwise_actor.policy import Domain, Exploration, Network, NetworkSpec, Policy
 from turnwise_actor.requests import read_act, read_converse
+from turnwise_actor.tokens import KeyRing, Tokens
 
 from .both_ways import NOW_MS, BothWays, needs_compiled
 from .conftest import make_policy
@@ -207,6 +212,41 @@ def test_a_token_is_continued_in_so_many_ways_and_no_more(both: BothWays) -> Non
     token = both.token(state())
     outcomes = both.answer([request(token, seen(f"way {number}")) for number in range(70)])
     assert [outcome for outcome in outcomes if outcome is PreconditionError] == [PreconditionError] * 6
+
+
+def test_continued_decisions_are_forgotten_alike(
+    domain: Domain, key_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = TokenConfig(max_branches=2, max_branched=3)
+    both = BothWays(domain, make_policy(domain), key_file, monkeypatch, config)
+    told = Counter[type]()
+    for number in range(12):
+        parents = [f"{parent:02x}" * 16 for parent in (number, number, number // 2, number - number % 2)]
+        tokens = [both.token(state(decision_id=parent)) for parent in parents]
+        outcomes = both.answer(
+            [request(token, seen(f"{number} {place}")) for place, token in enumerate(tokens)]
+        )
+        told.update(outcome if isinstance(outcome, type) else type(outcome) for outcome in outcomes)
+    assert told.keys() == {pb.Turn, PreconditionError}
+
+
+def test_a_batch_may_have_tokens_of_several_keys(
+    domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("00000001", "00000002", "00000003")
+    secrets = {name: base64.b64encode(bytes([place]) * 32).decode() for place, name in enumerate(names)}
+
+    def file_of(active: str, *known: str) -> Path:
+        file = tmp_path / f"{active}.json"
+        file.write_text(json.dumps({"active": active, "keys": {name: secrets[name] for name in known}}))
+        return file
+
+    both = BothWays(domain, make_policy(domain), file_of(names[0], *names[:2]), monkeypatch)
+    both.install(policy_of(domain, EXPLORATIONS[1]))
+    others = [Tokens(KeyRing(file_of(name, name), domain.name), domain.name) for name in names[1:]]
+    tokens = [sealed_by.seal("d", state()) for sealed_by in (both.tokens, *others)]
+    outcomes = both.answer([request(token, request_id=f"r{place}") for place, token in enumerate(3 * tokens)])
+    assert [isinstance(outcome, pb.Turn) for outcome in outcomes] == 3 * [True, True, False]
 
 
 def test_nothing_is_left_behind(both: BothWays) -> None:

@@ -6,7 +6,9 @@ token that is too old or too full, an idle dialogue, a disk that is needed. What
 as there, to the bit.
 """
 
+cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.tuple cimport PyTuple_GET_ITEM
 from libc.math cimport fabsf, isfinite
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
@@ -59,6 +61,8 @@ cdef object _new_tuple = tuple.__new__
 
 # Requests.
 
+@cython.no_gc  # nothing that it has leads back to it
+@cython.final
 cdef class Act:
     """A request for a turn that is well formed, in the one form in which protobuf itself would write it."""
 
@@ -285,6 +289,11 @@ cdef bint _read_slot(Act act, Span span, bytes field):
 
 cdef inline Span _span(bytes content):
     return Span(<const uint8_t*> PyBytes_AS_STRING(content), PyBytes_GET_SIZE(content))
+
+
+cdef inline Span _body(fact):
+    """Of a PackedFact."""
+    return _span(<bytes> PyTuple_GET_ITEM(fact, 1))
 
 
 cdef inline bytes _bytes(Span span):
@@ -568,7 +577,7 @@ cdef class Turns:
         """Whether the token to come can carry what is decided beside what it carries already."""
         cdef Py_ssize_t carried = 0
         for fact in act._unsettled:
-            carried += PyBytes_GET_SIZE(fact[1])
+            carried += _body(fact).size
         return (
             len(act._unsettled) < self._most_facts
             and carried + act._observation.size + self._to_come_bytes <= self._most_fact_bytes
@@ -686,12 +695,11 @@ cdef class Turns:
         cdef Py_ssize_t i, best = 0, chosen = 0
         cdef double total = 0.0, uniform, reached = 0.0
         for i in range(self._actions):
+            total += p[i]
             if p[i] > p[best]:
                 best = i
         chosen = best
         if p[best] < 1.0:
-            for i in range(self._actions):
-                total += p[i]
             self._seed(act)
             digest = _blake2b(PyBytes_FromStringAndSize(<const char*> act._seed, SEED_BYTES), digest_size=8).digest()
             memcpy(&number, _start(digest), 8)
@@ -772,17 +780,8 @@ cdef class Turns:
         cdef Secret secret
         self._younger, self._older = self._branches.known()
         for act in going:
-            if not self._is_first(act):
-                try:
-                    parent = _text(act._parent)
-                    name = PyUnicode_DecodeUTF8(<const char*> act._key + 2, ID_DIGITS, NULL)
-                    self._branches.add("" if parent else _text(act._dialogue), parent, name)
-                except RequestError as error:
-                    outcomes[act._place] = error
-                    continue
-                finally:
-                    self._younger, self._older = self._branches.known()
-            written.append(act)
+            if self._is_first(act) or self._is_one_more(act, outcomes):
+                written.append(act)
         self._note(written, now_ms)
         secret = self._secret_of(self._tokens.sealing_key)
         nonces = os.urandom(12 * len(written))
@@ -802,6 +801,18 @@ cdef class Turns:
         if len(self._younger) >= self._most_branched:
             self._branches.turn()
             self._younger, self._older = self._branches.known()
+        return True
+
+    cdef bint _is_one_more(self, Act act, list outcomes):
+        """Whether its parent may be continued by it; otherwise, why not is what comes of it."""
+        parent = _text(act._parent)
+        name = PyUnicode_DecodeUTF8(<const char*> act._key + 2, ID_DIGITS, NULL)
+        try:
+            self._branches.add("" if parent else _text(act._dialogue), parent, name)
+        except RequestError as error:
+            outcomes[act._place] = error
+            return False
+        self._younger, self._older = self._branches.known()
         return True
 
     cdef _note(self, list written, int64_t now_ms):
@@ -934,12 +945,13 @@ cdef class Turns:
         if self._history_length:
             size += field_size(PyBytes_GET_SIZE(self._action_ids[act._action]))
         for fact in act._unsettled:
-            size += field_size(PyBytes_GET_SIZE(fact[1]))
+            size += field_size(_body(fact).size)
         return size
 
     cdef _put_state(self, uint8_t* to, Act act, Py_ssize_t begin, int64_t now_ms):
         """All that is sealed."""
-        cdef bytes name, body
+        cdef bytes name
+        cdef Span body
         cdef Py_ssize_t i
         to = put_number(to, 1, now_ms)
         to = put_number(to, 2, act._index + 1)
@@ -954,8 +966,8 @@ cdef class Turns:
             to = put_field(to, 6, _start(name), PyBytes_GET_SIZE(name))
         to = put_field(to, 8, _start(self._fingerprint), PyBytes_GET_SIZE(self._fingerprint))
         for fact in act._unsettled:
-            body = fact[1]
-            to = put_field(to, 7, _start(body), PyBytes_GET_SIZE(body))
+            body = _body(fact)
+            to = put_field(to, 7, body.at, body.size)
 
 
 def _slot_plan(slot, at):
@@ -1024,25 +1036,23 @@ cdef void _mix_greedy(
 ) noexcept:
     """As `policy.greedy` and `policy.mix`: bit by bit the same numbers."""
     cdef Py_ssize_t i, allowed = 0
-    cdef float best = 0.0, ties = 0.0, even
-    cdef double directed, uniform
-    cdef bint any_yet = False
+    cdef float best = 0.0, ties = 0.0, of_best, of_other
+    cdef double uniform
     for i in range(size):
         if mask[i]:
-            allowed += 1
-            if not any_yet or q[i] > best:
+            if not allowed or q[i] > best:
                 best = q[i]
-                any_yet = True
+            allowed += 1
     for i in range(size):
         if mask[i] and q[i] == best:
             ties += 1.0
-    even = <float> 1.0 / ties
-    uniform = 1.0 / <double> allowed
+    of_best, of_other = <float> 1.0 / ties, 0.0
+    if epsilon > 0.0:
+        uniform = 1.0 / <double> allowed
+        of_best = <float> ((1.0 - epsilon) * of_best + epsilon * uniform)
+        of_other = <float> (epsilon * uniform)
     for i in range(size):
-        p[i] = even if mask[i] and q[i] == best else <float> 0.0
-        if epsilon > 0.0:
-            directed = p[i]
-            p[i] = <float> ((1.0 - epsilon) * directed + epsilon * (uniform if mask[i] else 0.0))
+        p[i] = of_best if mask[i] and q[i] == best else of_other if mask[i] else <float> 0.0
 
 
 cdef void _hide(float* q, const uint8_t* mask, Py_ssize_t size) noexcept:

@@ -127,6 +127,15 @@ def test_every_kind_of_observation(both: BothWays, observation: pb.Observation) 
     assert both.turns_compiled == 1
 
 
+def test_observations_of_every_length_give_the_same_ids(both: BothWays) -> None:
+    both.install(policy_of(both.domain, EXPLORATIONS[1]))
+    turns = []
+    for length in range(300):
+        token = both.token(state(decision_id=f"{length:04x}" * 8))
+        turns += both.answer([request(token, seen("x" * length))])
+    assert len({turn.decision_id for turn in turns}) == both.turns_compiled == 300
+
+
 @pytest.mark.parametrize("observation", BAD, ids=range(len(BAD)))
 def test_what_the_domain_does_not_take_is_refused_alike(both: BothWays, observation: pb.Observation) -> None:
     assert both.answer([request(both.token(state()), observation)]) == [BadRequestError]

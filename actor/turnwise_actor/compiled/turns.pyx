@@ -20,7 +20,6 @@ from turnwise_actor.compiled.wire cimport (
     read_fixed64, read_span, read_varint, skip, text_size,
 )
 
-import hashlib
 import os
 
 import numpy as np
@@ -34,6 +33,13 @@ from turnwise_actor.policy.encoder import MAX_FEATURE, encode_text
 
 cdef extern from "Python.h":
     object PyUnicode_DecodeUTF8(const char*, Py_ssize_t, const char*)
+
+cdef extern from "blake2b.h":
+    ctypedef struct blake2b:
+        pass
+    void blake2b_begin(blake2b*, size_t) noexcept nogil
+    void blake2b_add(blake2b*, const void*, size_t) noexcept nogil
+    void blake2b_end(blake2b*, uint8_t*) noexcept nogil
 
 cdef extern from "<byteswap.h>":
     uint64_t bswap_64(uint64_t) nogil
@@ -55,7 +61,6 @@ cdef Py_ssize_t _MOST_TEXT = 8192
 cdef Py_ssize_t _TOKEN_HEAD = 18
 cdef Py_ssize_t _TAG = 16
 cdef const char* _HEX = "0123456789abcdef"
-cdef object _blake2b = hashlib.blake2b
 cdef object _new_tuple = tuple.__new__
 
 
@@ -691,7 +696,7 @@ cdef class Turns:
         """The action, by the seed unless it is certain; and what to say."""
         cdef const float* p = act._chances
         cdef uint64_t number
-        cdef bytes digest
+        cdef blake2b hash
         cdef Py_ssize_t i, best = 0, chosen = 0
         cdef double total = 0.0, uniform, reached = 0.0
         for i in range(self._actions):
@@ -701,8 +706,9 @@ cdef class Turns:
         chosen = best
         if p[best] < 1.0:
             self._seed(act)
-            digest = _blake2b(PyBytes_FromStringAndSize(<const char*> act._seed, SEED_BYTES), digest_size=8).digest()
-            memcpy(&number, _start(digest), 8)
+            blake2b_begin(&hash, sizeof(number))
+            blake2b_add(&hash, act._seed, SEED_BYTES)
+            blake2b_end(&hash, <uint8_t*> &number)
             uniform = <double> (number >> 11) * 2.0**-53 * total
             for i in range(self._actions):
                 reached += p[i]
@@ -735,39 +741,27 @@ cdef class Turns:
 
     cdef _identify(self, Act act):
         """The decision's id, as `decisions.decision_id` makes it."""
-        cdef bytes action = self._action_ids[act._action], content, digest
-        cdef uint8_t* to
+        cdef bytes action = self._action_ids[act._action]
+        cdef blake2b hash
+        cdef uint8_t[ID_BYTES] digest
         cdef int i
-        content = PyBytes_FromStringAndSize(
-            NULL,
-            24 + act._dialogue.size + act._parent.size + act._observation.size
-            + PyBytes_GET_SIZE(act._mask) + PyBytes_GET_SIZE(action) + PyBytes_GET_SIZE(self._version_text),
-        )
-        to = _start(content)
-        to = _put_part(to, act._dialogue)
-        to = _put_part(to, act._parent)
-        to = self._put_observation(to, act)
-        to = _put_part(to, _span(act._mask))
-        to = _put_part(to, _span(action))
-        to = _put_part(to, _span(self._version_text))
-        digest = _blake2b(content, digest_size=ID_BYTES).digest()
+        blake2b_begin(&hash, ID_BYTES)
+        _add_part(&hash, act._dialogue)
+        _add_part(&hash, act._parent)
+        if act._slots is None or len(act._slots) < 2:
+            _add_part(&hash, act._observation)
+        else:
+            _add_ordered(&hash, act)
+        _add_part(&hash, _span(act._mask))
+        _add_part(&hash, _span(action))
+        _add_part(&hash, _span(self._version_text))
+        blake2b_end(&hash, digest)
         memcpy(act._key, b"d:", 2)
         for i in range(ID_BYTES):
-            act._key[2 + 2 * i] = _HEX[_start(digest)[i] >> 4]
-            act._key[3 + 2 * i] = _HEX[_start(digest)[i] & 15]
-        memcpy(&act._branch, _start(digest), 8)
+            act._key[2 + 2 * i] = _HEX[digest[i] >> 4]
+            act._key[3 + 2 * i] = _HEX[digest[i] & 15]
+        memcpy(&act._branch, digest, 8)
         act._branch = bswap_64(act._branch) >> 4
-
-    cdef uint8_t* _put_observation(self, uint8_t* to, Act act) except NULL:
-        """Its slots in order of name."""
-        cdef uint32_t size = <uint32_t> act._observation.size
-        if act._slots is None or len(act._slots) < 2:
-            return _put_part(to, act._observation)
-        to = put_raw(to, &size, 4)
-        to = put_raw(to, act._before_slots.at, act._before_slots.size)
-        for slot in sorted(act._slots, key=_slot_name):
-            to = put_raw(to, _start(slot[3]), PyBytes_GET_SIZE(slot[3]))
-        return put_raw(to, act._after_slots.at, act._after_slots.size)
 
     # What is written.
 
@@ -984,10 +978,21 @@ def _slot_name(slot):
     return slot[0]
 
 
-cdef inline uint8_t* _put_part(uint8_t* to, Span part):
+cdef inline void _add_part(blake2b* hash, Span part) noexcept:
     cdef uint32_t size = <uint32_t> part.size
-    to = put_raw(to, &size, 4)
-    return put_raw(to, part.at, part.size)
+    blake2b_add(hash, &size, 4)
+    blake2b_add(hash, part.at, part.size)
+
+
+cdef _add_ordered(blake2b* hash, Act act):
+    """The observation, its slots in order of name."""
+    cdef uint32_t size = <uint32_t> act._observation.size
+    cdef bytes field
+    blake2b_add(hash, &size, 4)
+    blake2b_add(hash, act._before_slots.at, act._before_slots.size)
+    for _, _, _, field in sorted(act._slots, key=_slot_name):
+        blake2b_add(hash, _start(field), PyBytes_GET_SIZE(field))
+    blake2b_add(hash, act._after_slots.at, act._after_slots.size)
 
 
 cdef uint8_t* _put_decimal(uint8_t* to, uint64_t value) noexcept:

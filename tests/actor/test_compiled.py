@@ -228,12 +228,16 @@ def test_continued_decisions_are_forgotten_alike(
 ) -> None:
     config = TokenConfig(max_branches=2, max_branched=3)
     both = BothWays(domain, make_policy(domain), key_file, monkeypatch, config)
+    rng = np.random.default_rng(0)
     told = Counter[type]()
-    for number in range(12):
-        parents = [f"{parent:02x}" * 16 for parent in (number, number, number // 2, number - number % 2)]
-        tokens = [both.token(state(decision_id=parent)) for parent in parents]
+    for _ in range(100):
+        parents = [f"{parent:02x}" * 16 for parent in rng.integers(8, size=4)]
+        texts = [f"way {way}" for way in rng.integers(4, size=4)]
         outcomes = both.answer(
-            [request(token, seen(f"{number} {place}")) for place, token in enumerate(tokens)]
+            [
+                request(both.token(state(decision_id=parent)), seen(text))
+                for parent, text in zip(parents, texts, strict=True)
+            ]
         )
         told.update(outcome if isinstance(outcome, type) else type(outcome) for outcome in outcomes)
     assert told.keys() == {pb.Turn, PreconditionError}

@@ -805,9 +805,8 @@ cdef class Turns:
             self._branches.add("" if parent else _text(act._dialogue), parent, name)
         except RequestError as error:
             outcomes[act._place] = error
-            return False
         self._younger, self._older = self._branches.known()
-        return True
+        return outcomes[act._place] is None
 
     cdef _note(self, list written, int64_t now_ms):
         """Facts to the uplink, and to the turns that go on carrying them."""

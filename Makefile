@@ -8,7 +8,7 @@ PEERS  := $(VENV)/.peers-installed
 # Debian packages that some tests talk to; those tests are skipped, with the reason, where they are missing.
 SYSTEM := iproute2 openssh-server prometheus rsync
 # ... and what the compiled turn path is built with; without them it is left out, and a turn costs more.
-NATIVE := gcc libc6-dev libnghttp2-dev python3-dev
+NATIVE := gcc libc6-dev libnghttp2-dev libssl-dev python3-dev
 
 # $(call install,PACKAGES,WHAT IS SAID BEFORE,WHAT IS SAID IF IT FAILS): of Debian, as root, if one is missing.
 define install

@@ -19,10 +19,11 @@ FLAGS = {
     "forward": ["-O3", "-g0"],
     # Chances are bit by bit what numpy makes of them: a*b + c is rounded twice.
     "turns": ["-O2", "-g0", "-ffp-contract=off"],
+    "secret": ["-O2", "-g0", "-DOPENSSL_SUPPRESS_DEPRECATED"],  # EVP's hashes cannot be copied as structs
     "http2": ["-O2", "-g0"],
     "parts": ["-O2", "-g0"],
 }
-LIBRARIES = {"http2": ["nghttp2"]}
+LIBRARIES = {"secret": ["crypto"], "http2": ["nghttp2"]}
 
 
 class CompiledTurnPath(BuildHookInterface):  # type: ignore[type-arg]

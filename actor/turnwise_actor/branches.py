@@ -30,6 +30,17 @@ class Branches:
         self._younger: dict[int, int | tuple[int, ...]] = {}
         self._older: dict[int, int | tuple[int, ...]] = {}
 
+    def known(self) -> tuple[dict[int, int | tuple[int, ...]], dict[int, int | tuple[int, ...]]]:
+        """What came of the decisions remembered, the younger generation and the older.
+
+        First children may be added to the younger, of those in neither; see `turn`.
+        """
+        return self._younger, self._older
+
+    def turn(self) -> None:
+        """Forgets the older generation; to be called once there are `max_branched` in the younger."""
+        self._older, self._younger = self._younger, {}
+
     def add(self, dialogue_id: str, parent_id: str, child_id: str) -> None:
         """Notes that a decision (empty: the dialogue's beginning) was continued by another.
 
@@ -44,7 +55,7 @@ class Branches:
             known = self._older.pop(parent, None)
             self._younger[parent] = child if known is None else known
             if len(self._younger) >= self._full:
-                self._older, self._younger = self._younger, {}
+                self.turn()
             if known is None:
                 return
         children = known if isinstance(known, tuple) else (known,)

@@ -12,7 +12,7 @@ FROM python:3.12-slim-bookworm AS build
 # The turn path is compiled. Debian keeps one version of the compiler: none to pin.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends gcc libc6-dev libnghttp2-dev \
+    && apt-get install -y --no-install-recommends gcc libc6-dev libnghttp2-dev libssl-dev \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY pyproject.toml hatch_build.py README.md LICENSE constraints.txt ./
@@ -25,10 +25,10 @@ RUN TURNWISE_COMPILE=yes pip wheel --no-cache-dir --no-deps --wheel-dir /wheels 
     && /opt/turnwise/bin/pip install --no-cache-dir -c constraints.txt "$(echo /wheels/turnwise-*.whl)[actor]"
 
 FROM python:3.12-slim-bookworm
-# Debian keeps one version of nghttp2: none to pin.
+# Debian keeps one version of each: none to pin.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends libnghttp2-14 \
+    && apt-get install -y --no-install-recommends libnghttp2-14 libssl3 \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --system --uid 10001 --home-dir /var/lib/turnwise --create-home turnwise
 COPY --from=build /opt/turnwise /opt/turnwise

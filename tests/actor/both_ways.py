@@ -58,8 +58,14 @@ class BothWays:
     """Two actors of one domain, one of them without the compiled turn path; time stands still."""
 
     def __init__(
-        self, domain: Domain, policy: Policy, key_file: Path, monkeypatch: pytest.MonkeyPatch
+        self,
+        domain: Domain,
+        policy: Policy,
+        key_file: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        config: TokenConfig | None = None,
     ) -> None:
+        self._config = config or TokenConfig()
         monkeypatch.setattr(facts, "now_ms", lambda: NOW_MS)
         self.domain = domain
         self.tokens = Tokens(KeyRing(key_file, domain.name), domain.name)
@@ -80,7 +86,7 @@ class BothWays:
     def _side(self) -> Side:
         spool, link = cast(Spool, NoDisk()), cast(Link, None)
         uplink = Uplink(link, spool, UplinkConfig(), training_pb2.ActorReport, INCARNATION)
-        dialogues = Dialogues(self.domain, self.tokens, self._policies, uplink, TokenConfig())
+        dialogues = Dialogues(self.domain, self.tokens, self._policies, uplink, self._config)
         return Side(dialogues._turns, uplink)
 
     def install(self, policy: Policy) -> None:
@@ -105,6 +111,7 @@ class BothWays:
         told = [self._same(*pair) for pair in zip(fast, slow, strict=True)]
         assert _sent(self.compiled.uplink) == _sent(self.plain.uplink)
         assert self.compiled.turns.counters == self.plain.turns.counters
+        assert self.compiled.turns._branches.known() == self.plain.turns._branches.known()
         return told
 
     def _compiled(self, acts: list[Any]) -> list[Any]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import gc
+import json
 import tracemalloc
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +19,12 @@ from google.protobuf.message import DecodeError
 from turnwise.v1 import dialogue_pb2 as pb
 from turnwise.v1 import token_pb2, training_pb2
 from turnwise_actor.compiled import FORWARD
+from turnwise_actor.config import TokenConfig
 from turnwise_actor.errors import BadRequestError, PreconditionError, TokenError
 from turnwise_actor.facts import pack
 from turnwise_actor.policy import Domain, Exploration, Network, NetworkSpec, Policy
 from turnwise_actor.requests import read_act, read_converse
+from turnwise_actor.tokens import KeyRing, Tokens
 
 from .both_ways import NOW_MS, BothWays, needs_compiled
 from .conftest import make_policy
@@ -122,6 +127,15 @@ def test_every_kind_of_observation(both: BothWays, observation: pb.Observation) 
     assert both.turns_compiled == 1
 
 
+def test_observations_of_every_length_give_the_same_ids(both: BothWays) -> None:
+    both.install(policy_of(both.domain, EXPLORATIONS[1]))
+    turns = []
+    for length in range(300):
+        token = both.token(state(decision_id=f"{length:04x}" * 8))
+        turns += both.answer([request(token, seen("x" * length))])
+    assert len({turn.decision_id for turn in turns}) == both.turns_compiled == 300
+
+
 @pytest.mark.parametrize("observation", BAD, ids=range(len(BAD)))
 def test_what_the_domain_does_not_take_is_refused_alike(both: BothWays, observation: pb.Observation) -> None:
     assert both.answer([request(both.token(state()), observation)]) == [BadRequestError]
@@ -207,6 +221,45 @@ def test_a_token_is_continued_in_so_many_ways_and_no_more(both: BothWays) -> Non
     token = both.token(state())
     outcomes = both.answer([request(token, seen(f"way {number}")) for number in range(70)])
     assert [outcome for outcome in outcomes if outcome is PreconditionError] == [PreconditionError] * 6
+
+
+def test_continued_decisions_are_forgotten_alike(
+    domain: Domain, key_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = TokenConfig(max_branches=2, max_branched=3)
+    both = BothWays(domain, make_policy(domain), key_file, monkeypatch, config)
+    rng = np.random.default_rng(0)
+    told = Counter[type]()
+    for _ in range(100):
+        parents = [f"{parent:02x}" * 16 for parent in rng.integers(8, size=4)]
+        texts = [f"way {way}" for way in rng.integers(4, size=4)]
+        outcomes = both.answer(
+            [
+                request(both.token(state(decision_id=parent)), seen(text))
+                for parent, text in zip(parents, texts, strict=True)
+            ]
+        )
+        told.update(outcome if isinstance(outcome, type) else type(outcome) for outcome in outcomes)
+    assert told.keys() == {pb.Turn, PreconditionError}
+
+
+def test_a_batch_may_have_tokens_of_several_keys(
+    domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("00000001", "00000002", "00000003")
+    secrets = {name: base64.b64encode(bytes([place]) * 32).decode() for place, name in enumerate(names)}
+
+    def file_of(active: str, *known: str) -> Path:
+        file = tmp_path / f"{active}.json"
+        file.write_text(json.dumps({"active": active, "keys": {name: secrets[name] for name in known}}))
+        return file
+
+    both = BothWays(domain, make_policy(domain), file_of(names[0], *names[:2]), monkeypatch)
+    both.install(policy_of(domain, EXPLORATIONS[1]))
+    others = [Tokens(KeyRing(file_of(name, name), domain.name), domain.name) for name in names[1:]]
+    tokens = [sealed_by.seal("d", state()) for sealed_by in (both.tokens, *others)]
+    outcomes = both.answer([request(token, request_id=f"r{place}") for place, token in enumerate(3 * tokens)])
+    assert [isinstance(outcome, pb.Turn) for outcome in outcomes] == 3 * [True, True, False]
 
 
 def test_nothing_is_left_behind(both: BothWays) -> None:
@@ -300,12 +353,31 @@ def test_the_forward_pass_is_numpys_and_a_row_is_the_same_in_any_batch(
     compiled, plain = Network(spec, parameters), Network(spec, parameters, compiled=False)
     assert compiled.forward is not None
     assert plain.forward is None
-    obs = rng.normal(size=(11, inputs)).astype(np.float32)
+    obs = rng.normal(size=(33, inputs)).astype(np.float32)
     obs[rng.random(obs.shape) < 0.5] = 0.0
-    together = compiled.q_values(obs)
-    np.testing.assert_allclose(together, plain.q_values(obs), rtol=1e-3, atol=1e-4)
-    for rows in (slice(0, 1), slice(3, 8), slice(7, 11)):
-        assert compiled.q_values(obs[rows]).tobytes() == together[rows].tobytes()
+    obs[3:20, rng.random(inputs) < 0.9] = 0.0  # as hashed texts, whole places are 0
+    alone = np.concatenate([compiled.q_values(row[None]) for row in obs])
+    np.testing.assert_allclose(alone, plain.q_values(obs), rtol=1e-3, atol=1e-4)
+    for begin in (0, 3):
+        for end in range(begin + 1, len(obs) + 1):
+            assert compiled.q_values(obs[begin:end]).tobytes() == alone[begin:end].tobytes()
     assert compiled.q_values(obs[:0]).shape == (0, actions)
     with pytest.raises(ValueError, match="obs"):
         compiled.forward.q_values(obs[:, 1:])
+
+
+def test_a_row_that_is_no_number_spoils_no_other() -> None:
+    assert FORWARD is not None
+    spec = NetworkSpec(128, 64, (256,), "tanh", True)
+    rng = np.random.default_rng(0)
+    parameters = {
+        name: rng.normal(size=shape).astype(np.float32) for name, shape in spec.parameter_shapes().items()
+    }
+    network = Network(spec, parameters)
+    obs = rng.normal(size=(9, 128)).astype(np.float32)
+    sound = network.q_values(obs)
+    obs[[2, 8], 5] = np.nan
+    spoilt = network.q_values(obs)
+    assert np.isnan(spoilt[[2, 8]]).any(axis=1).all()
+    rest = [0, 1, *range(3, 8)]
+    assert spoilt[rest].tobytes() == sound[rest].tobytes()

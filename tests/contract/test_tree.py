@@ -102,8 +102,12 @@ def test_no_bytes_from_the_network_are_unpickled_or_run() -> None:
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
-def test_the_turn_path_is_compiled_where_there_is_a_compiler() -> None:
+def test_the_forward_pass_is_compiled_where_there_is_a_compiler() -> None:
     assert compiled("forward") is not None
+
+
+@pytest.mark.skipif(not Path("/usr/include/openssl/sha.h").exists(), reason="OpenSSL is not here")
+def test_turns_are_answered_by_compiled_code_where_there_is_openssl() -> None:
     assert compiled("turns") is not None
 
 

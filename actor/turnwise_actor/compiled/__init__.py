@@ -1,6 +1,6 @@
 """What a C compiler made of the turn path when the package was built; without it, the same is done in Python.
 
-`http2` needs nghttp2 besides.
+`turns` needs OpenSSL's libcrypto besides, `http2` nghttp2.
 
 `TURNWISE_COMPILED=no` does without it, for comparison.
 """

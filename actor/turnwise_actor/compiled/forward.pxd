@@ -15,6 +15,7 @@ cdef class Forward:
     cdef float* _one
     cdef float* _other
     cdef size_t* _places
+    cdef int* _counts
     cdef const float* _hold(self, array)
-    cdef void _pass(self, const float* x, float* q, int together) noexcept
+    cdef void _pass(self, const float* x, float* q, int count) noexcept
     cdef void run(self, const float* x, float* q, Py_ssize_t count) noexcept

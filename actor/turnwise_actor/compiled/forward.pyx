@@ -11,17 +11,18 @@ import numpy as np
 
 cdef extern from "forward.h":
     enum: BLOCK
-    enum: ROWS
+    enum: LINE
+    enum: MOST_ROWS
     enum: RELU
     enum: TANH
     enum: SILU
-    void (*row)(const float*, size_t, const float*, const float*, float*, size_t, size_t*) noexcept nogil
-    void (*rows)(
-        const float*, size_t, size_t, const float*, const float*, float*, size_t, size_t
+    int most_rows
+    void (*products)(
+        int, const float* const*, size_t, const float*, const float*, float*, size_t, size_t, size_t*, int*
     ) noexcept nogil
+    void (*norm)(float*, size_t, const float*, const float*, float) noexcept nogil
     void choose_kernel() noexcept nogil
-    void turn(const float*, size_t, size_t, int, float*, size_t) noexcept nogil
-    void norm(float*, size_t, const float*, const float*, float) noexcept nogil
+    void turn(const float*, size_t, size_t, int, float*) noexcept nogil
     void activate(float*, size_t, int) noexcept nogil
 
 _KINDS = {"relu": RELU, "tanh": TANH, "silu": SILU}
@@ -33,12 +34,19 @@ cdef inline size_t _blocks(size_t size) noexcept:
     return (size + BLOCK - 1) / BLOCK * BLOCK
 
 
+def _room(size_t size):
+    """<float32>[size], all zero, at the start of a cache line: a vector across two takes twice as long."""
+    room = np.zeros(size + LINE, np.float32)
+    begin = -(room.ctypes.data // room.itemsize) % LINE
+    return room[begin: begin + size]
+
+
 def _turned(array, bint centred):
-    """<float32>[in, out] of <float32>[out, in], rows in whole blocks, flat; less the means over `out`, if so."""
+    """<float32>[out, in] as forward.h wants it, flat; less the means over `out`, if so."""
     cdef const float[:, ::1] weight = np.ascontiguousarray(array, np.float32)
-    turned = np.zeros(weight.shape[1] * _blocks(weight.shape[0]), np.float32)
+    turned = _room(weight.shape[1] * _blocks(weight.shape[0]))
     cdef float[::1] out = turned
-    turn(&weight[0, 0], weight.shape[0], weight.shape[1], centred, &out[0], _blocks(weight.shape[0]))
+    turn(&weight[0, 0], weight.shape[0], weight.shape[1], centred, &out[0])
     return turned
 
 
@@ -61,10 +69,11 @@ cdef class Forward:
         self._actions = layers[-1][0].shape[0]
         self._widest = max([_blocks(layer[0].shape[0]) for layer in layers])
         self._layers = <Layer*> calloc(self._depth, sizeof(Layer))
-        self._one = <float*> calloc(ROWS * self._widest, sizeof(float))
-        self._other = <float*> calloc(ROWS * self._widest, sizeof(float))
+        self._one = <float*> self._hold(_room(MOST_ROWS * self._widest))
+        self._other = <float*> self._hold(_room(MOST_ROWS * self._widest))
         self._places = <size_t*> calloc(max(self._inputs, self._widest), sizeof(size_t))
-        if not (self._layers and self._one and self._other and self._places):
+        self._counts = <int*> calloc(max(self._inputs, self._widest), sizeof(int))
+        if not (self._layers and self._places and self._counts):
             raise MemoryError
         for i, (weight, bias, scale, shift) in enumerate(layers):
             # A layer norm begins by subtracting the mean over the units, which is linear in W and b.
@@ -77,9 +86,8 @@ cdef class Forward:
 
     def __dealloc__(self):
         free(self._layers)
-        free(self._one)
-        free(self._other)
         free(self._places)
+        free(self._counts)
 
     cdef const float* _hold(self, array):
         cdef const float[::1] view = np.ascontiguousarray(array, np.float32)
@@ -88,36 +96,37 @@ cdef class Forward:
 
     cdef void run(self, const float* x, float* q, Py_ssize_t count) noexcept:
         """x: count times D numbers; q: count times A, written."""
-        cdef Py_ssize_t at = 0
-        cdef int together
-        while at < count:
-            together = ROWS if count - at >= ROWS else 1
-            self._pass(x + at * self._inputs, q + at * self._actions, together)
-            at += together
+        cdef Py_ssize_t at
+        for at in range(0, count, most_rows):
+            self._pass(x + at * self._inputs, q + at * self._actions, <int> min(count - at, most_rows))
 
-    cdef void _pass(self, const float* x, float* q, int together) noexcept:
-        """Of ROWS rows or of one; the same to the bit."""
-        cdef const float* before = x
+    cdef void _pass(self, const float* x, float* q, int count) noexcept:
+        """Of so many rows, at most `most_rows`; those that a power of 2 has more are the last one again."""
+        cdef const float* before[MOST_ROWS]
         cdef float* after = self._one
         cdef size_t n_in = self._inputs, apart = self._inputs
-        cdef int i, each
+        cdef int i, row, rows = 1
         cdef Layer* layer
+        while rows < count:
+            rows *= 2
         for i in range(self._depth):
             layer = &self._layers[i]
-            if together == 1:
-                row(before, n_in, layer.weight, layer.bias, after, _blocks(layer.size), self._places)
-            else:
-                rows(before, apart, n_in, layer.weight, layer.bias, after, self._widest, _blocks(layer.size))
+            for row in range(rows):
+                before[row] = x + min(row, count - 1) * apart
+            products(
+                rows, before, n_in, layer.weight, layer.bias, after, self._widest, _blocks(layer.size),
+                self._places, self._counts,
+            )
             n_in, apart = layer.size, self._widest
             if i < self._depth - 1:
-                for each in range(together):
+                for row in range(count):
                     if layer.scale != NULL:
-                        norm(after + each * apart, n_in, layer.scale, layer.shift, self._eps)
-                    activate(after + each * apart, n_in, self._activation)
-            before = after
+                        norm(after + row * apart, n_in, layer.scale, layer.shift, self._eps)
+                    activate(after + row * apart, n_in, self._activation)
+            x = after
             after = self._other if after == self._one else self._one
-        for each in range(together):
-            memcpy(q + each * self._actions, before + each * apart, self._actions * sizeof(float))
+        for row in range(count):
+            memcpy(q + row * self._actions, x + row * apart, self._actions * sizeof(float))
 
     def q_values(self, obs):
         """<float32>[B, A] of <float32>[B, D]."""

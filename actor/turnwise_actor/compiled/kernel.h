@@ -1,53 +1,78 @@
-/* The products of a layer, y = W x + b, for one kind of CPU: forward.h includes this once for each.
+/* A layer's products, y = W x + b, and its norm, for one kind of CPU: forward.h includes this once for each.
 
    KERNEL(name): this kind's name of it. TARGET: has the compiler use its instructions. LANES: floats in one
-   of its vectors. SUMS: vectors of sums that stay in its registers while a row's inputs go by. */
+   of its vectors. SUMS: vectors of sums that stay in its registers while inputs go by. */
 
 typedef float KERNEL(vector) __attribute__((vector_size(4 * LANES), aligned(4)));
 
-/* One row. Inputs that are 0 (most of a hashed text, half of what relu leaves) are passed over.
-   width: of w's rows, b and y, in whole BLOCKs. places: room for n_in. */
-TARGET static void KERNEL(row)(const float *x, size_t n_in, const float *w, const float *b, float *y,
-                               size_t width, size_t *places)
+/* So many rows, known where this is put in, that share the reading of the weights; of their inputs those at
+   `places`. */
+TARGET static inline __attribute__((always_inline)) void KERNEL(block)(
+    const int rows, const float *const *x, size_t n_in, const size_t *places, size_t count, const float *w,
+    const float *b, float *y, size_t y_apart, size_t width)
 {
-    size_t count = 0;
-    for (size_t i = 0; i < n_in; i++) {
-        places[count] = i;
-        count += x[i] != 0.0f;
-    }
-    for (size_t at = 0; at < width; at += SUMS * LANES) {
-        KERNEL(vector) sums[SUMS];
-        for (int j = 0; j < SUMS; j++)
-            sums[j] = ((const KERNEL(vector) *)(b + at))[j];
+    const int vectors = SUMS / rows < BLOCK / LANES ? SUMS / rows : BLOCK / LANES;
+    for (size_t at = 0; at < width; at += vectors * LANES) {
+        const float *panel = w + at / BLOCK * n_in * BLOCK + at % BLOCK;
+        KERNEL(vector) sums[rows][vectors];
+        UNROLL for (int r = 0; r < rows; r++)
+            UNROLL for (int j = 0; j < vectors; j++)
+                sums[r][j] = ((const KERNEL(vector) *)(b + at))[j];
         for (size_t i = 0; i < count; i++) {
-            const KERNEL(vector) *weights = (const KERNEL(vector) *)(w + places[i] * width + at);
-            const float value = x[places[i]];
-            for (int j = 0; j < SUMS; j++)
-                sums[j] += value * weights[j];
+            const KERNEL(vector) *weights = (const KERNEL(vector) *)(panel + places[i] * BLOCK);
+            UNROLL for (int r = 0; r < rows; r++)
+                UNROLL for (int j = 0; j < vectors; j++)
+                    sums[r][j] += x[r][places[i]] * weights[j];
         }
-        for (int j = 0; j < SUMS; j++)
-            ((KERNEL(vector) *)(y + at))[j] = sums[j];
+        UNROLL for (int r = 0; r < rows; r++)
+            UNROLL for (int j = 0; j < vectors; j++)
+                ((KERNEL(vector) *)(y + r * y_apart + at))[j] = sums[r][j] + 0.0f; /* -0, too, becomes 0 */
     }
 }
 
-/* ROWS rows, x and y so many floats apart, that share the reading of the weights. Adding 0 changes no sum, so
-   each row comes out as it would alone, to the bit. */
-TARGET static void KERNEL(rows)(const float *x, size_t x_apart, size_t n_in, const float *w, const float *b,
-                                float *y, size_t y_apart, size_t width)
+/* rows: 1, 2, 4 or 8, and no more than SUMS / 2: with one vector of sums of each, an input that is read would
+   be of use once. y: rows so many floats apart. width: of b and y, in whole BLOCKs. places, counts: room for
+   n_in.
+
+   Inputs that are 0 in every row (most of a hashed text, half of what relu leaves of one row) are passed over.
+   Adding 0 changes no sum, so each row comes out as it would alone, to the bit. */
+TARGET static void KERNEL(products)(int rows, const float *const *x, size_t n_in, const float *w,
+                                    const float *b, float *y, size_t y_apart, size_t width, size_t *places,
+                                    int *counts)
 {
-    for (size_t at = 0; at < width; at += 2 * LANES) {
-        KERNEL(vector) sums[ROWS][2];
-        for (int r = 0; r < ROWS; r++)
-            for (int j = 0; j < 2; j++)
-                sums[r][j] = ((const KERNEL(vector) *)(b + at))[j];
-        for (size_t i = 0; i < n_in; i++) {
-            const KERNEL(vector) *weights = (const KERNEL(vector) *)(w + i * width + at);
-            for (int r = 0; r < ROWS; r++)
-                for (int j = 0; j < 2; j++)
-                    sums[r][j] += x[r * x_apart + i] * weights[j];
-        }
-        for (int r = 0; r < ROWS; r++)
-            for (int j = 0; j < 2; j++)
-                ((KERNEL(vector) *)(y + r * y_apart + at))[j] = sums[r][j];
+    size_t count = 0;
+    for (size_t i = 0; i < n_in; i++)
+        counts[i] = x[0][i] != 0.0f;
+    for (int r = 1; r < rows; r++)
+        for (size_t i = 0; i < n_in; i++)
+            counts[i] |= x[r][i] != 0.0f;
+    for (size_t i = 0; i < n_in; i++) {
+        places[count] = i;
+        count += counts[i];
     }
+    if (rows == 1)
+        KERNEL(block)(1, x, n_in, places, count, w, b, y, y_apart, width);
+    else if (rows == 2)
+        KERNEL(block)(2, x, n_in, places, count, w, b, y, y_apart, width);
+    else if (rows == 4)
+        KERNEL(block)(4, x, n_in, places, count, w, b, y, y_apart, width);
+    else if (SUMS / 2 >= 8)
+        KERNEL(block)(8, x, n_in, places, count, w, b, y, y_apart, width);
+}
+
+/* Layer norm of what has no mean any more. */
+TARGET EXACT static void KERNEL(norm)(float *y, size_t n, const float *scale, const float *shift, float eps)
+{
+    float lanes[16] = {0}, squares = 0.0f;
+    size_t i = 0;
+    for (; i + 16 <= n; i += 16)
+        for (size_t lane = 0; lane < 16; lane++)
+            lanes[lane] += y[i + lane] * y[i + lane];
+    for (; i < n; i++)
+        squares += y[i] * y[i];
+    for (size_t lane = 0; lane < 16; lane++)
+        squares += lanes[lane];
+    const float by = 1.0f / sqrtf(squares / (float)n + eps);
+    for (i = 0; i < n; i++)
+        y[i] = y[i] * by * scale[i] + shift[i];
 }

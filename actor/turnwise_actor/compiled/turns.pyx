@@ -6,18 +6,20 @@ token that is too old or too full, an idle dialogue, a disk that is needed. What
 as there, to the bit.
 """
 
+cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.tuple cimport PyTuple_GET_ITEM
 from libc.math cimport fabsf, isfinite
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memset
 
 from turnwise_actor.compiled.forward cimport Forward
+from turnwise_actor.compiled.secret cimport Secret
 from turnwise_actor.compiled.wire cimport (
     Reader, Span, field_size, inside, number_size, put_field, put_head, put_number, put_raw, put_text,
     read_fixed64, read_span, read_varint, skip, text_size,
 )
 
-import hashlib
 import os
 
 import numpy as np
@@ -32,24 +34,40 @@ from turnwise_actor.policy.encoder import MAX_FEATURE, encode_text
 cdef extern from "Python.h":
     object PyUnicode_DecodeUTF8(const char*, Py_ssize_t, const char*)
 
+cdef extern from "blake2b.h":
+    ctypedef struct blake2b:
+        pass
+    void blake2b_begin(blake2b*, size_t) noexcept nogil
+    void blake2b_add(blake2b*, const void*, size_t) noexcept nogil
+    void blake2b_end(blake2b*, uint8_t*) noexcept nogil
+
+cdef extern from "<byteswap.h>":
+    uint64_t bswap_64(uint64_t) nogil
+
 cdef enum:
     MOST_REQUESTS = 256
     CATEGORY = 1
     NUMBER = 2
     FLAG = 3
     ID_DIGITS = 32
+    ID_BYTES = 16
+    BRANCH_DIGITS = 15
+    SEED_BYTES = 32
+    MODES = 5
 
 cdef float _LARGEST = MAX_FEATURE
 cdef Py_ssize_t _MOST_REQUEST_ID = 64
 cdef Py_ssize_t _MOST_TEXT = 8192
 cdef Py_ssize_t _TOKEN_HEAD = 18
 cdef Py_ssize_t _TAG = 16
-cdef object _blake2b = hashlib.blake2b
+cdef const char* _HEX = "0123456789abcdef"
 cdef object _new_tuple = tuple.__new__
 
 
 # Requests.
 
+@cython.no_gc  # nothing that it has leads back to it
+@cython.final
 cdef class Act:
     """A request for a turn that is well formed, in the one form in which protobuf itself would write it."""
 
@@ -68,11 +86,12 @@ cdef class Act:
 
     # What its token says.
     cdef bytes _plain
-    cdef object _key
+    cdef Secret _secret
     cdef Span _dialogue, _user, _parent
     cdef uint64_t _index, _mode
     cdef int64_t _issued_ms
     cdef list _history
+    """Actions by their places."""
     cdef list _unsettled
     """The facts that the next token has to carry."""
     cdef bint _has_strange
@@ -81,9 +100,16 @@ cdef class Act:
     # What was decided.
     cdef int _action
     cdef float _probability
-    cdef str _name
-    """The decision's id; as bytes, `_decision`."""
-    cdef bytes _mask, _chances, _values, _seed, _decision, _say
+    cdef const float* _chances
+    cdef const float* _values
+    """Rows of Turns, of this batch."""
+    cdef uint8_t[SEED_BYTES] _seed
+    cdef bint _has_seed
+    cdef uint8_t[2 + ID_DIGITS] _key
+    """Of the fact: d:, and the decision's id."""
+    cdef uint64_t _branch
+    """The id as `branches` remembers it."""
+    cdef bytes _mask, _say
 
     def message(self):
         """The same as an ActRequest."""
@@ -270,6 +296,11 @@ cdef inline Span _span(bytes content):
     return Span(<const uint8_t*> PyBytes_AS_STRING(content), PyBytes_GET_SIZE(content))
 
 
+cdef inline Span _body(fact):
+    """Of a PackedFact."""
+    return _span(<bytes> PyTuple_GET_ITEM(fact, 1))
+
+
 cdef inline bytes _bytes(Span span):
     return PyBytes_FromStringAndSize(<const char*> span.at, span.size)
 
@@ -303,31 +334,42 @@ cdef class Turns:
     cdef dict _pending
     cdef set _settled, _settled_before
     """Where `Uplink.known` keeps what it knows of facts; as of this batch."""
-    cdef dict _seeders
-    """By secret: HMAC's two hashes, which have taken it in."""
+    cdef dict _younger, _older
+    """Where `Branches.known` keeps the continuations of decisions."""
+    cdef dict _secrets
+    """By the id that is in a token's head."""
+    cdef Secret _opening
+    """What opened the token before, of this batch."""
     cdef bytes _domain_name, _fingerprint
     cdef list _action_ids, _says
     cdef dict _action_index, _slot_plans, _action_places
     cdef Py_ssize_t _inputs, _actions, _text_size, _feature_count, _features_at, _history_at, _history_length
     cdef int64_t _idle_ms, _leeway_ms, _oldest_ms
     cdef uint64_t _max_turns
-    cdef Py_ssize_t _most_facts, _most_fact_bytes, _most_token_bytes, _to_come_bytes
+    cdef Py_ssize_t _most_branched, _most_facts, _most_fact_bytes, _most_token_bytes, _to_come_bytes
     cdef object _policy, _network
     cdef Forward _forward
     cdef bytes _version, _version_text
     cdef uint64_t _learned_through
     cdef list _explorations
-    """By mode."""
+    cdef double[MODES] _epsilons
+    """By mode; below 0 where it is not the best action that is preferred."""
     cdef object _x, _q, _p, _masks
     """Rows to work in: inputs, values, chances, what is allowed."""
+    cdef float* _x_row
+    cdef float* _q_row
+    cdef float* _p_row
+    cdef uint8_t* _mask_row
+    """The first of each."""
 
     def __init__(self, domain, encoder, tokens, policies, uplink, branches, config, overhead_bytes):
         self._tokens, self._policies, self._uplink, self._branches = tokens, policies, uplink, branches
-        self._seeders = {}
+        self._secrets = {}
         self._domain_name = domain.name.encode()
         self._fingerprint = domain.fingerprint.encode()
         self._action_ids = [action_id.encode() for action_id in domain.action_ids]
         self._action_places = {name: place for place, name in enumerate(self._action_ids)}
+        self._most_branched = config.max_branched
         self._says = [tuple([say.encode() for say in action.say]) for action in domain.actions]
         self._action_index = {name: domain.action_index[name] for name in domain.action_ids}
         self._actions = len(self._action_ids)
@@ -355,18 +397,18 @@ cdef class Turns:
         cdef Py_ssize_t place
         cdef Act act
         cdef int64_t now_ms
-        cdef dict keys = {}
         policy = self._policies.current
         if policy is None or not (self._uplink.can_record and self._uplink.has_room):
             return outcomes
         self._use(policy)
         self._pending, self._settled, self._settled_before = self._uplink.known()
+        self._opening = None
         now_ms = facts.now_ms()
         for place, asked in enumerate(acts):
             if type(asked) is not Act:
                 continue
             act = asked
-            if self._open(act, keys, now_ms):
+            if self._open(act, now_ms):
                 if act._has_strange:
                     act._unsettled = self._uplink.add(act._unsettled)
                 if not self._is_sound(act):
@@ -395,12 +437,20 @@ cdef class Turns:
         self._explorations = [
             policy.exploration.of(mode) for mode in ("teach", "teach", "serve", "shadow", "evaluate")
         ]
+        for mode, exploration in enumerate(self._explorations):
+            self._epsilons[mode] = exploration.epsilon if exploration.kind == "greedy" else -1.0
 
     # Tokens.
 
-    cdef bint _open(self, Act act, dict keys, int64_t now_ms):
+    cdef Secret _secret_of(self, key):
+        cdef Secret secret = self._secrets.get(key.head_id)
+        if secret is None or secret.key is not key:
+            secret = self._secrets[key.head_id] = Secret(key)
+        return secret
+
+    cdef bint _open(self, Act act, int64_t now_ms):
         """Opens the token; whether it is one to go on from here."""
-        cdef Span token = act._token
+        cdef Span token = act._token, sealed
         cdef Py_ssize_t head
         cdef int64_t age_ms
         if not _TOKEN_HEAD + _TAG <= token.size <= self._most_token_bytes or token.at[0] != 1:
@@ -408,22 +458,18 @@ cdef class Turns:
         head = _TOKEN_HEAD + token.at[17]
         if head + _TAG > token.size:
             return False
-        head_id = PyBytes_FromStringAndSize(<const char*> token.at + 1, 4)
-        key = keys.get(head_id)
-        if key is None:
-            key = self._tokens.key_of(head_id)
+        if self._opening is None or memcmp(token.at + 1, self._opening.head_id, 4):
+            key = self._tokens.key_of(PyBytes_FromStringAndSize(<const char*> token.at + 1, 4))
             if key is None:
                 return False
-            keys[head_id] = key
-        nonce = PyBytes_FromStringAndSize(<const char*> token.at + 5, 12)
-        sealed = PyBytes_FromStringAndSize(<const char*> token.at + head, token.size - head)
-        try:
-            act._plain = key.cipher.decrypt(
-                nonce, sealed, PyBytes_FromStringAndSize(<const char*> token.at, head) + self._domain_name
-            )
-        except Exception:
+            self._opening = self._secret_of(key)
+        act._secret = self._opening
+        sealed = Span(token.at + head, token.size - head)
+        act._plain = PyBytes_FromStringAndSize(NULL, sealed.size - _TAG)
+        if not act._secret.open(
+            token.at + 5, Span(token.at, head), _span(self._domain_name), sealed, _start(act._plain)
+        ):
             return False
-        act._key = key
         act._dialogue = Span(token.at + _TOKEN_HEAD, head - _TOKEN_HEAD)
         if not self._read_state(act):
             return False
@@ -461,9 +507,9 @@ cdef class Turns:
             elif tag == 0x2A:
                 act._parent = part
             elif tag == 0x32:
-                name = _bytes(part)
-                if name in self._action_places:  # a token of an older domain may name some that are gone
-                    act._history.append(name)
+                known = self._action_places.get(_bytes(part))
+                if known is not None:  # a token of an older domain may name some that are gone
+                    act._history.append(known)
             elif tag == 0x3A:
                 if not self._read_fact(act, part):
                     return False
@@ -536,7 +582,7 @@ cdef class Turns:
         """Whether the token to come can carry what is decided beside what it carries already."""
         cdef Py_ssize_t carried = 0
         for fact in act._unsettled:
-            carried += PyBytes_GET_SIZE(fact[1])
+            carried += _body(fact).size
         return (
             len(act._unsettled) < self._most_facts
             and carried + act._observation.size + self._to_come_bytes <= self._most_fact_bytes
@@ -555,42 +601,53 @@ cdef class Turns:
 
     cdef bint _decide(self, policy, list going) except -1:
         """Chooses the actions; False: the policy gives no usable values here."""
-        cdef Py_ssize_t count = len(going), row, width = self._actions * sizeof(float)
+        cdef Py_ssize_t count = len(going), row
         cdef Act act
-        if self._x is None or len(self._x) < count:
-            self._x = np.empty((count, self._inputs), np.float32)
-            self._q, self._p = (np.empty((count, self._actions), np.float32) for _ in "qp")
-            self._masks = np.empty((count, self._actions), np.bool_)
-        cdef float[:, ::1] x = self._x, q = self._q, p = self._p
-        cdef uint8_t[:, ::1] masks = self._masks.view(np.uint8)
-        memset(&x[0, 0], 0, count * self._inputs * sizeof(float))
+        cdef float* x
+        cdef float* q
+        cdef float* p
+        cdef uint8_t* mask
+        self._make_rows(count)
+        memset(self._x_row, 0, count * self._inputs * sizeof(float))
         for row in range(count):
-            act = going[row]
-            self._encode(act, &x[row, 0], row)
+            self._encode(going[row], self._x_row + row * self._inputs, row)
         if self._forward is not None:
-            self._forward.run(&x[0, 0], &q[0, 0], count)
+            self._forward.run(self._x_row, self._q_row, count)
         else:
             self._q[:count] = self._network.q_values(self._x[:count])
         for row in range(count):
             act = going[row]
-            act._mask = self._allow(act, &masks[row, 0])
-            if not _are_finite(&q[row, 0], &masks[row, 0], self._actions):
+            q, p = self._q_row + row * self._actions, self._p_row + row * self._actions
+            mask = self._mask_row + row * self._actions
+            act._mask = self._allow(act, mask)
+            if not _are_finite(q, mask, self._actions):
                 return False
-            exploration = self._explorations[act._mode]
-            if exploration.kind == "greedy":
-                _mix_greedy(&q[row, 0], &masks[row, 0], &p[row, 0], self._actions, exploration.epsilon)
+            if self._epsilons[act._mode] >= 0.0:
+                _mix_greedy(q, mask, p, self._actions, self._epsilons[act._mode])
             else:
+                exploration = self._explorations[act._mode]
                 self._p[row] = probabilities(self._q[row], self._masks[row], exploration)
+            act._values, act._chances = q, p
+            if act._allowed is not None:
+                _hide(q, mask, self._actions)
         for row in range(count):
             act = going[row]
-            act._seed = None
-            self._draw(act, &p[row, 0])
+            act._has_seed = False
+            self._draw(act)
             self._identify(act)
-            if act._allowed is not None:
-                _hide(&q[row, 0], &masks[row, 0], self._actions)
-            act._chances = PyBytes_FromStringAndSize(<const char*> &p[row, 0], width)
-            act._values = PyBytes_FromStringAndSize(<const char*> &q[row, 0], width)
         return True
+
+    cdef _make_rows(self, Py_ssize_t count):
+        """Room for so many."""
+        cdef float[:, ::1] x, q, p
+        cdef uint8_t[:, ::1] masks
+        if self._x is not None and len(self._x) >= count:
+            return
+        self._x = np.empty((count, self._inputs), np.float32)
+        self._q, self._p = (np.empty((count, self._actions), np.float32) for _ in "qp")
+        self._masks = np.empty((count, self._actions), np.bool_)
+        x, q, p, masks = self._x, self._q, self._p, self._masks.view(np.uint8)
+        self._x_row, self._q_row, self._p_row, self._mask_row = &x[0, 0], &q[0, 0], &p[0, 0], &masks[0, 0]
 
     cdef _encode(self, Act act, float* x, Py_ssize_t row):
         """Writes the policy's inputs to a row, all zero, that begins at `x`."""
@@ -614,8 +671,9 @@ cdef class Turns:
                     x[at + 1] = 1.0 if given else -1.0
         if act._has_features:
             memcpy(x + self._features_at, act._features.at, act._features.size)
-        for lag, name in enumerate(reversed(act._history)):
-            x[self._history_at + lag * self._actions + <Py_ssize_t> self._action_places[name]] = 1.0
+        for lag in range(len(act._history)):
+            at = act._history[len(act._history) - 1 - lag]
+            x[self._history_at + lag * self._actions + at] = 1.0
 
     cdef bytes _allow(self, Act act, uint8_t* mask):
         """Fills the mask; the same packed, empty where all is allowed."""
@@ -634,19 +692,24 @@ cdef class Turns:
                 return bytes(packed)
         return b""
 
-    cdef _draw(self, Act act, const float* p):
+    cdef _draw(self, Act act):
         """The action, by the seed unless it is certain; and what to say."""
+        cdef const float* p = act._chances
+        cdef uint64_t number
+        cdef blake2b hash
         cdef Py_ssize_t i, best = 0, chosen = 0
         cdef double total = 0.0, uniform, reached = 0.0
         for i in range(self._actions):
+            total += p[i]
             if p[i] > p[best]:
                 best = i
         chosen = best
         if p[best] < 1.0:
-            for i in range(self._actions):
-                total += p[i]
-            digest = _blake2b(self._seed_of(act), digest_size=8).digest()
-            uniform = (int.from_bytes(digest, "little") >> 11) * 2.0**-53 * total
+            self._seed(act)
+            blake2b_begin(&hash, sizeof(number))
+            blake2b_add(&hash, act._seed, SEED_BYTES)
+            blake2b_end(&hash, <uint8_t*> &number)
+            uniform = <double> (number >> 11) * 2.0**-53 * total
             for i in range(self._actions):
                 reached += p[i]
                 if p[i] > 0.0:
@@ -659,47 +722,46 @@ cdef class Turns:
         if len(says) < 2:
             act._say = says[0] if says else b""
         else:
-            act._say = says[int.from_bytes(self._seed_of(act)[24:], "little") % len(says)]
+            self._seed(act)
+            memcpy(&number, act._seed + SEED_BYTES - 8, 8)
+            act._say = says[<Py_ssize_t> (number % <uint64_t> len(says))]
 
-    cdef bytes _seed_of(self, Act act):
+    cdef void _seed(self, Act act) noexcept:
         """As `policy.decision_seed`; asked for only where something is left to chance."""
-        if act._seed is None:
-            index = str(act._index).encode()
-            parts = (_bytes(act._dialogue), index, _bytes(act._request_id), self._version_text)
-            content = b"".join([len(part).to_bytes(4, "big") + part for part in parts])
-            secret = act._key.secret
-            states = self._seeders.get(secret)
-            if states is None:
-                states = self._seeders[secret] = _hmac_states(secret)
-            inner, outer = states[0].copy(), states[1].copy()
-            inner.update(content)
-            outer.update(inner.digest())
-            act._seed = outer.digest()
-        return act._seed
+        cdef uint8_t[20] index
+        cdef Span[4] parts
+        if act._has_seed:
+            return
+        parts[0] = act._dialogue
+        parts[1] = Span(&index[0], _put_decimal(index, act._index) - index)
+        parts[2] = act._request_id
+        parts[3] = _span(self._version_text)
+        act._secret.seed(parts, 4, act._seed)
+        act._has_seed = True
 
     cdef _identify(self, Act act):
         """The decision's id, as `decisions.decision_id` makes it."""
-        cdef bytes observation, action = self._action_ids[act._action], content
-        cdef uint8_t* to
+        cdef bytes action = self._action_ids[act._action]
+        cdef blake2b hash
+        cdef uint8_t[ID_BYTES] digest
+        cdef int i
+        blake2b_begin(&hash, ID_BYTES)
+        _add_part(&hash, act._dialogue)
+        _add_part(&hash, act._parent)
         if act._slots is None or len(act._slots) < 2:
-            observation = _bytes(act._observation)
+            _add_part(&hash, act._observation)
         else:
-            fields = [slot[3] for slot in sorted(act._slots, key=_slot_name)]
-            observation = b"".join([_bytes(act._before_slots), *fields, _bytes(act._after_slots)])
-        content = PyBytes_FromStringAndSize(
-            NULL,
-            24 + act._dialogue.size + act._parent.size + PyBytes_GET_SIZE(observation)
-            + PyBytes_GET_SIZE(act._mask) + PyBytes_GET_SIZE(action) + PyBytes_GET_SIZE(self._version_text),
-        )
-        to = _start(content)
-        to = _put_part(to, act._dialogue)
-        to = _put_part(to, act._parent)
-        to = _put_part(to, _span(observation))
-        to = _put_part(to, _span(act._mask))
-        to = _put_part(to, _span(action))
-        to = _put_part(to, _span(self._version_text))
-        act._name = _blake2b(content, digest_size=16).hexdigest()
-        act._decision = act._name.encode()
+            _add_ordered(&hash, act)
+        _add_part(&hash, _span(act._mask))
+        _add_part(&hash, _span(action))
+        _add_part(&hash, _span(self._version_text))
+        blake2b_end(&hash, digest)
+        memcpy(act._key, b"d:", 2)
+        for i in range(ID_BYTES):
+            act._key[2 + 2 * i] = _HEX[digest[i] >> 4]
+            act._key[3 + 2 * i] = _HEX[digest[i] & 15]
+        memcpy(&act._branch, digest, 8)
+        act._branch = bswap_64(act._branch) >> 4
 
     # What is written.
 
@@ -709,20 +771,42 @@ cdef class Turns:
         cdef Act act
         cdef list written = []
         cdef bytes nonces
+        cdef Secret secret
+        self._younger, self._older = self._branches.known()
         for act in going:
-            try:
-                parent = _text(act._parent)
-                self._branches.add("" if parent else _text(act._dialogue), parent, act._name)
-            except RequestError as error:
-                outcomes[act._place] = error
-                continue
-            written.append(act)
+            if self._is_first(act) or self._is_one_more(act, outcomes):
+                written.append(act)
         self._note(written, now_ms)
-        key = self._tokens.sealing_key
+        secret = self._secret_of(self._tokens.sealing_key)
         nonces = os.urandom(12 * len(written))
         for act in written:
-            outcomes[act._place] = self._reply(act, key, nonces[at: at + 12], now_ms)
+            outcomes[act._place] = self._reply(act, secret, _start(nonces) + at, now_ms)
             at += 12
+
+    cdef bint _is_first(self, Act act):
+        """Whether it is the first that comes of its parent; notes it then, as `Branches.add` would."""
+        cdef uint64_t number
+        if not _read_branch(act._parent, &number):
+            return False
+        parent = number
+        if parent in self._younger or parent in self._older:
+            return False
+        self._younger[parent] = act._branch
+        if len(self._younger) >= self._most_branched:
+            self._branches.turn()
+            self._younger, self._older = self._branches.known()
+        return True
+
+    cdef bint _is_one_more(self, Act act, list outcomes):
+        """Whether its parent may be continued by it; otherwise, why not is what comes of it."""
+        parent = _text(act._parent)
+        name = PyUnicode_DecodeUTF8(<const char*> act._key + 2, ID_DIGITS, NULL)
+        try:
+            self._branches.add("" if parent else _text(act._dialogue), parent, name)
+        except RequestError as error:
+            outcomes[act._place] = error
+        self._younger, self._older = self._branches.known()
+        return outcomes[act._place] is None
 
     cdef _note(self, list written, int64_t now_ms):
         """Facts to the uplink, and to the turns that go on carrying them."""
@@ -733,7 +817,7 @@ cdef class Turns:
         cdef uint64_t incarnation, sequence
         room, incarnation, sequence = self._uplink.room()
         for act in written:
-            key = "d:" + act._name
+            key = PyUnicode_DecodeUTF8(<const char*> act._key, sizeof(act._key), NULL)
             if key in self._settled or key in self._settled_before:
                 continue
             fact = self._pending.get(key)
@@ -751,15 +835,17 @@ cdef class Turns:
     cdef _fact(self, Act act, str key, int64_t now_ms, uint64_t incarnation, uint64_t sequence):
         """What was decided; numbered, unless the sequence is 0."""
         cdef bytes action = self._action_ids[act._action], body, name
+        cdef Py_ssize_t place, width = self._actions * sizeof(float)
         cdef Py_ssize_t decided = (
             field_size(ID_DIGITS) + text_size(act._parent.size) + number_size(act._index)
             + field_size(act._observation.size) + text_size(PyBytes_GET_SIZE(act._mask))
-            + field_size(PyBytes_GET_SIZE(action)) + field_size(PyBytes_GET_SIZE(act._chances))
+            + field_size(PyBytes_GET_SIZE(action)) + field_size(width)
             + field_size(PyBytes_GET_SIZE(self._version)) + field_size(PyBytes_GET_SIZE(self._fingerprint))
             + number_size(act._mode) + 2
         )
         cdef uint8_t* to
-        for name in act._history:
+        for place in act._history:
+            name = self._action_ids[place]
             decided += field_size(PyBytes_GET_SIZE(name))
         body = PyBytes_FromStringAndSize(
             NULL,
@@ -767,21 +853,20 @@ cdef class Turns:
             + field_size(decided) + (9 + number_size(sequence) if sequence else 0),
         )
         to = _start(body)
-        to = put_head(to, 1, 2 + ID_DIGITS)
-        to = put_raw(to, "d:", 2)
-        to = put_raw(to, _start(act._decision), ID_DIGITS)
+        to = put_field(to, 1, act._key, 2 + ID_DIGITS)
         to = put_text(to, 2, act._dialogue.at, act._dialogue.size)
         to = put_number(to, 3, now_ms)
         to = put_head(to, 5, decided)
-        to = put_field(to, 1, _start(act._decision), ID_DIGITS)
+        to = put_field(to, 1, act._key + 2, ID_DIGITS)
         to = put_text(to, 2, act._parent.at, act._parent.size)
         to = put_number(to, 3, act._index)
         to = put_field(to, 4, act._observation.at, act._observation.size)
-        for name in act._history:
+        for place in act._history:
+            name = self._action_ids[place]
             to = put_field(to, 5, _start(name), PyBytes_GET_SIZE(name))
         to = put_text(to, 6, _start(act._mask), PyBytes_GET_SIZE(act._mask))
         to = put_field(to, 7, _start(action), PyBytes_GET_SIZE(action))
-        to = put_field(to, 8, _start(act._chances), PyBytes_GET_SIZE(act._chances))
+        to = put_field(to, 8, act._chances, width)
         to = put_field(to, 9, _start(self._version), PyBytes_GET_SIZE(self._version))
         to = put_field(to, 10, _start(self._fingerprint), PyBytes_GET_SIZE(self._fingerprint))
         to = put_number(to, 11, act._mode)
@@ -792,56 +877,17 @@ cdef class Turns:
             put_number(to, 11, sequence)
         return _new_tuple(PackedFact, (key, body, incarnation, sequence))
 
-    cdef bytes _seal(self, Act act, key, bytes nonce, bytes head, int64_t now_ms):
-        """All of a token that comes after its head."""
-        cdef bytes plain, body, name
-        cdef uint8_t* to
-        cdef list history = []
-        cdef Py_ssize_t size = (
-            number_size(now_ms) + number_size(act._index + 1) + number_size(act._mode)
-            + text_size(act._user.size) + field_size(ID_DIGITS) + field_size(PyBytes_GET_SIZE(self._fingerprint))
-        )
-        if self._history_length:
-            history = [*act._history, self._action_ids[act._action]][-self._history_length:]
-        for name in history:
-            size += field_size(PyBytes_GET_SIZE(name))
-        for fact in act._unsettled:
-            size += field_size(PyBytes_GET_SIZE(fact[1]))
-        plain = PyBytes_FromStringAndSize(NULL, size)
-        to = _start(plain)
-        to = put_number(to, 1, now_ms)
-        to = put_number(to, 2, act._index + 1)
-        to = put_number(to, 3, act._mode)
-        to = put_text(to, 4, act._user.at, act._user.size)
-        to = put_field(to, 5, _start(act._decision), ID_DIGITS)
-        for name in history:
-            to = put_field(to, 6, _start(name), PyBytes_GET_SIZE(name))
-        to = put_field(to, 8, _start(self._fingerprint), PyBytes_GET_SIZE(self._fingerprint))
-        for fact in act._unsettled:
-            body = fact[1]
-            to = put_field(to, 7, _start(body), PyBytes_GET_SIZE(body))
-        return key.cipher.encrypt(nonce, plain, head + self._domain_name)
-
-    cdef bytes _head(self, Act act, key, bytes nonce):
-        """Of a token."""
-        cdef bytes head = PyBytes_FromStringAndSize(NULL, _TOKEN_HEAD + act._dialogue.size)
-        cdef uint8_t* to = _start(head)
-        to[0] = 1
-        to = put_raw(to + 1, _start(key.head_id), 4)
-        to = put_raw(to, _start(nonce), 12)
-        to[0] = <uint8_t> act._dialogue.size
-        put_raw(to + 1, act._dialogue.at, act._dialogue.size)
-        return head
-
-    cdef bytes _reply(self, Act act, key, bytes nonce, int64_t now_ms):
+    cdef bytes _reply(self, Act act, Secret secret, const uint8_t* nonce, int64_t now_ms):
+        """The Turn and what is around it, with the token for the next."""
         cdef bytes action = self._action_ids[act._action], reply
-        cdef bytes head = self._head(act, key, nonce), sealed = self._seal(act, key, nonce, head, now_ms)
         cdef uint8_t* to
-        cdef Py_ssize_t token_size = PyBytes_GET_SIZE(head) + PyBytes_GET_SIZE(sealed)
+        cdef Py_ssize_t begin = self._history_begin(act), width = self._actions * sizeof(float)
+        cdef Py_ssize_t state_size = self._state_size(act, begin, now_ms)
+        cdef Py_ssize_t token_size = _TOKEN_HEAD + act._dialogue.size + state_size + _TAG
         cdef Py_ssize_t size = (
             text_size(act._dialogue.size) + number_size(act._index) + field_size(ID_DIGITS)
             + field_size(PyBytes_GET_SIZE(action)) + text_size(PyBytes_GET_SIZE(act._say)) + 5
-            + field_size(PyBytes_GET_SIZE(act._values)) + field_size(PyBytes_GET_SIZE(self._version))
+            + field_size(width) + field_size(PyBytes_GET_SIZE(self._version))
             + number_size(self._learned_through) + 2 + field_size(token_size)
             + field_size(PyBytes_GET_SIZE(self._fingerprint))
         )
@@ -849,26 +895,72 @@ cdef class Turns:
         to = act._begin(_start(reply), size)
         to = put_text(to, 1, act._dialogue.at, act._dialogue.size)
         to = put_number(to, 2, act._index)
-        to = put_field(to, 3, _start(act._decision), ID_DIGITS)
+        to = put_field(to, 3, act._key + 2, ID_DIGITS)
         to = put_field(to, 4, _start(action), PyBytes_GET_SIZE(action))
         to = put_text(to, 5, _start(act._say), PyBytes_GET_SIZE(act._say))
         to[0] = 0x35
         to = put_raw(to + 1, &act._probability, 4)
-        to = put_field(to, 7, _start(act._values), PyBytes_GET_SIZE(act._values))
+        to = put_field(to, 7, act._values, width)
         to = put_field(to, 8, _start(self._version), PyBytes_GET_SIZE(self._version))
         to = put_number(to, 9, self._learned_through)
         to = put_number(to, 10, 1)
         to = put_head(to, 11, token_size)
-        to = put_raw(to, _start(head), PyBytes_GET_SIZE(head))
-        to = put_raw(to, _start(sealed), PyBytes_GET_SIZE(sealed))
+        to = self._put_token(to, act, secret, nonce, begin, state_size, now_ms)
         put_field(to, 12, _start(self._fingerprint), PyBytes_GET_SIZE(self._fingerprint))
         return reply
 
+    cdef uint8_t* _put_token(
+        self, uint8_t* to, Act act, Secret secret, const uint8_t* nonce, Py_ssize_t begin, Py_ssize_t size,
+        int64_t now_ms
+    ) except NULL:
+        cdef Span head = Span(to, _TOKEN_HEAD + act._dialogue.size)
+        to[0] = 1
+        to = put_raw(to + 1, secret.head_id, 4)
+        to = put_raw(to, nonce, 12)
+        to[0] = <uint8_t> act._dialogue.size
+        to = put_raw(to + 1, act._dialogue.at, act._dialogue.size)
+        self._put_state(to, act, begin, now_ms)
+        secret.seal(nonce, head, _span(self._domain_name), to, <int> size)
+        return to + size + _TAG
 
-def _hmac_states(secret):
-    """HMAC-SHA256 (RFC 2104) up to where the content comes: half of what `hmac` takes for a short one."""
-    block = secret.ljust(64, b"\0")
-    return tuple([hashlib.sha256(bytes([byte ^ pad for byte in block])) for pad in (0x36, 0x5C)])
+    cdef Py_ssize_t _history_begin(self, Act act) noexcept:
+        """The first of its history that the next token still has."""
+        return max(len(act._history) + 1 - self._history_length, 0)
+
+    cdef Py_ssize_t _state_size(self, Act act, Py_ssize_t begin, int64_t now_ms) except -1:
+        """Of the next token."""
+        cdef Py_ssize_t i, size = (
+            number_size(now_ms) + number_size(act._index + 1) + number_size(act._mode)
+            + text_size(act._user.size) + field_size(ID_DIGITS) + field_size(PyBytes_GET_SIZE(self._fingerprint))
+        )
+        for i in range(begin, len(act._history)):
+            size += field_size(PyBytes_GET_SIZE(self._action_ids[<Py_ssize_t> act._history[i]]))
+        if self._history_length:
+            size += field_size(PyBytes_GET_SIZE(self._action_ids[act._action]))
+        for fact in act._unsettled:
+            size += field_size(_body(fact).size)
+        return size
+
+    cdef _put_state(self, uint8_t* to, Act act, Py_ssize_t begin, int64_t now_ms):
+        """All that is sealed."""
+        cdef bytes name
+        cdef Span body
+        cdef Py_ssize_t i
+        to = put_number(to, 1, now_ms)
+        to = put_number(to, 2, act._index + 1)
+        to = put_number(to, 3, act._mode)
+        to = put_text(to, 4, act._user.at, act._user.size)
+        to = put_field(to, 5, act._key + 2, ID_DIGITS)
+        for i in range(begin, len(act._history)):
+            name = self._action_ids[<Py_ssize_t> act._history[i]]
+            to = put_field(to, 6, _start(name), PyBytes_GET_SIZE(name))
+        if self._history_length:
+            name = self._action_ids[act._action]
+            to = put_field(to, 6, _start(name), PyBytes_GET_SIZE(name))
+        to = put_field(to, 8, _start(self._fingerprint), PyBytes_GET_SIZE(self._fingerprint))
+        for fact in act._unsettled:
+            body = _body(fact)
+            to = put_field(to, 7, body.at, body.size)
 
 
 def _slot_plan(slot, at):
@@ -885,10 +977,54 @@ def _slot_name(slot):
     return slot[0]
 
 
-cdef inline uint8_t* _put_part(uint8_t* to, Span part):
+cdef inline void _add_part(blake2b* hash, Span part) noexcept:
     cdef uint32_t size = <uint32_t> part.size
-    to = put_raw(to, &size, 4)
-    return put_raw(to, part.at, part.size)
+    blake2b_add(hash, &size, 4)
+    blake2b_add(hash, part.at, part.size)
+
+
+cdef _add_ordered(blake2b* hash, Act act):
+    """The observation, its slots in order of name."""
+    cdef uint32_t size = <uint32_t> act._observation.size
+    cdef bytes field
+    blake2b_add(hash, &size, 4)
+    blake2b_add(hash, act._before_slots.at, act._before_slots.size)
+    for _, _, _, field in sorted(act._slots, key=_slot_name):
+        blake2b_add(hash, _start(field), PyBytes_GET_SIZE(field))
+    blake2b_add(hash, act._after_slots.at, act._after_slots.size)
+
+
+cdef uint8_t* _put_decimal(uint8_t* to, uint64_t value) noexcept:
+    cdef uint8_t[20] digits
+    cdef int count = 0
+    while value or not count:
+        digits[count] = <uint8_t> (48 + value % 10)
+        value //= 10
+        count += 1
+    while count:
+        count -= 1
+        to[0] = digits[count]
+        to += 1
+    return to
+
+
+cdef bint _read_branch(Span name, uint64_t* number) noexcept:
+    """Whether it is an id: the number that `branches` makes of it."""
+    cdef int i
+    cdef uint8_t digit
+    number[0] = 0
+    if name.size < BRANCH_DIGITS:
+        return False
+    for i in range(BRANCH_DIGITS):
+        digit = name.at[i]
+        if 48 <= digit <= 57:
+            digit -= 48
+        elif 97 <= digit <= 102:
+            digit -= 87
+        else:
+            return False
+        number[0] = number[0] << 4 | digit
+    return True
 
 
 cdef bint _are_finite(const float* q, const uint8_t* mask, Py_ssize_t size) noexcept:
@@ -904,25 +1040,23 @@ cdef void _mix_greedy(
 ) noexcept:
     """As `policy.greedy` and `policy.mix`: bit by bit the same numbers."""
     cdef Py_ssize_t i, allowed = 0
-    cdef float best = 0.0, ties = 0.0, even
-    cdef double directed, uniform
-    cdef bint any_yet = False
+    cdef float best = 0.0, ties = 0.0, of_best, of_other
+    cdef double uniform
     for i in range(size):
         if mask[i]:
-            allowed += 1
-            if not any_yet or q[i] > best:
+            if not allowed or q[i] > best:
                 best = q[i]
-                any_yet = True
+            allowed += 1
     for i in range(size):
         if mask[i] and q[i] == best:
             ties += 1.0
-    even = <float> 1.0 / ties
-    uniform = 1.0 / <double> allowed
+    of_best, of_other = <float> 1.0 / ties, 0.0
+    if epsilon > 0.0:
+        uniform = 1.0 / <double> allowed
+        of_best = <float> ((1.0 - epsilon) * of_best + epsilon * uniform)
+        of_other = <float> (epsilon * uniform)
     for i in range(size):
-        p[i] = even if mask[i] and q[i] == best else <float> 0.0
-        if epsilon > 0.0:
-            directed = p[i]
-            p[i] = <float> ((1.0 - epsilon) * directed + epsilon * (uniform if mask[i] else 0.0))
+        p[i] = of_best if mask[i] and q[i] == best else of_other if mask[i] else <float> 0.0
 
 
 cdef void _hide(float* q, const uint8_t* mask, Py_ssize_t size) noexcept:

@@ -8,6 +8,11 @@
 # Certificates, keys and tokens come with the folder at run time; none is in the image.
 
 FROM python:3.12-slim-bookworm AS build
+# HTTP/2 is compiled. Debian keeps one version of the compiler: none to pin.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends gcc libc6-dev libnghttp2-dev libssl-dev \
+    && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY pyproject.toml hatch_build.py README.md LICENSE constraints.txt ./
 COPY client client
@@ -15,16 +20,16 @@ COPY actor actor
 COPY learner learner
 COPY deploy/turnwise_deploy deploy/turnwise_deploy
 # A +cpu build ranks above the plain one of the same version, so pip takes torch from there, without CUDA.
-RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels . \
+RUN TURNWISE_COMPILE=yes pip wheel --no-cache-dir --no-deps --wheel-dir /wheels . \
     && python -m venv /opt/turnwise \
     && /opt/turnwise/bin/pip install --no-cache-dir -c constraints.txt \
         --extra-index-url https://download.pytorch.org/whl/cpu "$(echo /wheels/turnwise-*.whl)[learner]"
 
 FROM python:3.12-slim-bookworm
-# tini reaps what the trainer's own children leave behind. Debian keeps one version of it: none to pin.
+# tini reaps what the trainer's own children leave behind. Debian keeps one version of each: none to pin.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends tini \
+    && apt-get install -y --no-install-recommends libnghttp2-14 libssl3 tini \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --system --uid 10001 --home-dir /var/lib/turnwise --create-home turnwise
 COPY --from=build /opt/turnwise /opt/turnwise

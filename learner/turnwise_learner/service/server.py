@@ -19,6 +19,7 @@ from turnwise_actor.access.files import write_secret
 from turnwise_actor.access.guard import Guard, Local, callers_of
 from turnwise_actor.access.server_access import ServerAccess
 from turnwise_actor.access.unreadable import UnreadableRequests
+from turnwise_actor.http2 import HTTP2
 from turnwise_actor.http2.server import Server, bind, new_server
 from turnwise_actor.policy import Domain
 from turnwise_learner.journal import journal_path
@@ -145,7 +146,12 @@ class Service:
         write_secret(self._config.local_token, self._local_token)
         _replace(self._config.data / "learner.local", self.local_address)
         _replace(self._config.data / "learner.address", self.address)
-        log.info("listening on %s, journal at %d", self.address, self.journal.last_cursor)
+        log.info(
+            "listening on %s, journal at %d; calls are taken by %s",
+            self.address,
+            self.journal.last_cursor,
+            "grpc.aio: HTTP/2 is not compiled here" if HTTP2 is None else "HTTP/2 of its own",
+        )
         if self._config.start_trainer:
             self.supervisor = self._supervise()
             self.supervisor.start()

@@ -1,5 +1,6 @@
-/* BLAKE2b (RFC 7693) without a key, of contents that come in parts. Of what hashlib takes for a turn's, a third
-   is the making of its objects, and libcrypto has it for digests of 64 bytes only. For little-endian CPUs. */
+/* BLAKE2b (RFC 7693) without a key, of contents that come in parts. Of what hashlib takes for a turn's, a
+   third is the making of its objects, and libcrypto has it for digests of 64 bytes only. For little-endian
+   CPUs. */
 
 #include <stdint.h>
 #include <string.h>

@@ -12,6 +12,8 @@
 #define UNROLL _Pragma("GCC unroll 16")
 #define EXACT __attribute__((optimize("fp-contract=off"))) /* the same numbers on every kind of CPU */
 
+enum { RELU, TANH, SILU };
+
 #define KERNEL(name) name##_plain
 #define TARGET
 #define LANES 4
@@ -46,6 +48,7 @@ static int most_rows = 4;
 static void (*products)(int, const float *const *, size_t, const float *, const float *, float *, size_t,
                         size_t, size_t *, int *) = products_plain;
 static void (*norm)(float *, size_t, const float *, const float *, float) = norm_plain;
+static void (*activate)(float *, size_t, int) = activate_plain;
 
 static void choose_kernel(void)
 {
@@ -54,9 +57,11 @@ static void choose_kernel(void)
         most_rows = 8;
         products = products_avx512;
         norm = norm_avx512;
+        activate = activate_avx512;
     } else if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
         products = products_avx2;
         norm = norm_avx2;
+        activate = activate_avx2;
     }
 #endif
 }
@@ -82,19 +87,4 @@ static void turn(const float *w, size_t n_out, size_t n_in, int centred, float *
                     turned[(o / BLOCK * n_in + from + i) * BLOCK + o % BLOCK] = w[o * n_in + from + i] - means[i];
         }
     }
-}
-
-enum { RELU, TANH, SILU };
-
-static void activate(float *y, size_t n, int kind)
-{
-    if (kind == RELU)
-        for (size_t i = 0; i < n; i++)
-            y[i] = y[i] > 0.0f ? y[i] : 0.0f;
-    else if (kind == TANH)
-        for (size_t i = 0; i < n; i++)
-            y[i] = tanhf(y[i]);
-    else
-        for (size_t i = 0; i < n; i++)
-            y[i] = y[i] * 0.5f * (1.0f + tanhf(0.5f * y[i]));
 }

@@ -21,9 +21,9 @@ cdef extern from "forward.h":
         int, const float* const*, size_t, const float*, const float*, float*, size_t, size_t, size_t*, int*
     ) noexcept nogil
     void (*norm)(float*, size_t, const float*, const float*, float) noexcept nogil
+    void (*activate)(float*, size_t, int) noexcept nogil
     void choose_kernel() noexcept nogil
     void turn(const float*, size_t, size_t, int, float*) noexcept nogil
-    void activate(float*, size_t, int) noexcept nogil
 
 _KINDS = {"relu": RELU, "tanh": TANH, "silu": SILU}
 

@@ -1,4 +1,5 @@
-/* A layer's products, y = W x + b, and its norm, for one kind of CPU: forward.h includes this once for each.
+/* A layer's products, y = W x + b, its norm and its activation, for one kind of CPU: forward.h includes this
+   once for each.
 
    KERNEL(name): this kind's name of it. TARGET: has the compiler use its instructions. LANES: floats in one
    of its vectors. SUMS: vectors of sums that stay in its registers while inputs go by. */
@@ -26,7 +27,7 @@ TARGET static inline __attribute__((always_inline)) void KERNEL(block)(
         }
         UNROLL for (int r = 0; r < rows; r++)
             UNROLL for (int j = 0; j < vectors; j++)
-                ((KERNEL(vector) *)(y + r * y_apart + at))[j] = sums[r][j] + 0.0f; /* -0, too, becomes 0 */
+                ((KERNEL(vector) *)(y + r * y_apart + at))[j] = sums[r][j] + 0.0f; /* -0 becomes 0 */
     }
 }
 
@@ -75,4 +76,17 @@ TARGET EXACT static void KERNEL(norm)(float *y, size_t n, const float *scale, co
     const float by = 1.0f / sqrtf(squares / (float)n + eps);
     for (i = 0; i < n; i++)
         y[i] = y[i] * by * scale[i] + shift[i];
+}
+
+TARGET EXACT static void KERNEL(activate)(float *y, size_t n, int kind)
+{
+    if (kind == RELU)
+        for (size_t i = 0; i < n; i++)
+            y[i] = y[i] > 0.0f ? y[i] : 0.0f;
+    else if (kind == TANH)
+        for (size_t i = 0; i < n; i++)
+            y[i] = tanhf(y[i]);
+    else
+        for (size_t i = 0; i < n; i++)
+            y[i] = y[i] * 0.5f * (1.0f + tanhf(0.5f * y[i]));
 }

@@ -411,8 +411,10 @@ class Turns:
         )
 
     async def _settled(self, unsettled: Sequence[PackedFact]) -> bool:
+        if await self._uplink.until_settled(unsettled, _FULL_TOKEN_WAIT_MS):
+            return True
         try:
-            await self._uplink.settle(unsettled, _FULL_TOKEN_WAIT_MS)
+            await self._uplink.settle(unsettled, wait_ms=0.0)
         except SpoolFullError:
             return False
         except FactRefusedError:

@@ -227,3 +227,31 @@ async def test_an_heir_sends_what_a_dead_actor_had_spooled(
     await eventually(lambda: set(learner.facts) == {"f1", "f2"})
     await eventually(lambda: actor.spool.size_bytes == 0)
     assert not dead.folder.exists()
+
+
+async def test_facts_are_waited_for_without_the_disk(tmp_path: Path, learner: LearnerEnd) -> None:
+    rig = Rig(tmp_path, learner, replace(FAST, max_pending_facts=3))
+    uplink = rig.uplink
+    await eventually(lambda: uplink.connected)
+    some, others = facts("a", "b", "c"), facts("b", "d")
+    learner.refused["d"] = "malformed"
+    learner.answering.clear()
+    uplink.add([*some, *others])
+    waits = [asyncio.create_task(uplink.until_settled(each, 5_000)) for each in (some, others, others)]
+    given_up = asyncio.create_task(uplink.until_settled(some, 20))
+    gone = asyncio.create_task(uplink.until_settled(some, 5_000))
+    assert not await given_up
+    gone.cancel()
+    assert not any(wait.done() for wait in waits)
+    learner.answering.set()
+    assert await asyncio.gather(*waits) == [True, True, True]
+    assert await uplink.until_settled([*some, *others], 5_000)  # at once
+    assert not await uplink.until_settled(facts("unheard of"), 5_000)
+    await learner.stop()
+    await eventually(lambda: not uplink.connected)
+    uplink.add(facts("e"))
+    assert not await uplink.until_settled(facts("e"), 20)
+    assert not uplink._watched
+    assert rig.spool.size_bytes == 0
+    await learner.start()
+    assert await rig.close()

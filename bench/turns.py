@@ -204,6 +204,8 @@ async def _round(
     await bench.take("unary", one, lambda: unary_turns(first, sessions, after(seconds)))
     await bench.take("coalesced", one, lambda: sdk_turns(bot, after(seconds)))
     await bench.take("two", two, lambda: stream_turns(up.actors, sessions, after(seconds)))
+    half = sessions[: len(sessions) // 2]
+    await bench.take("half", one, lambda: stream_turns((first,), half, after(seconds)))
 
 
 async def _serve_round(bench: Bench, peer: Peer, token: bytes, seconds: float) -> None:
@@ -263,6 +265,7 @@ def _figures(bench: Bench) -> dict[str, Any]:
         "client_us_per_turn": {name: statistics.median(cost) for name, cost in bench.client_us.items()},
         "turns_per_s": {name: statistics.median(rate) for name, rate in bench.per_s.items()},
         "turn_500_vs_turn_5": bench.ratio("old", "young"),
+        "two_vs_one_as_busy": bench.ratio("half", "two"),
         "actor": {"rss_mb": spread(bench.rss_mb["actor"]), "own_mb": _held(bench.pids(1)[0]).own_bytes / 1e6},
     }
 

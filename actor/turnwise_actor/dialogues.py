@@ -32,9 +32,9 @@ from turnwise_actor.weights import Policies
 
 _MOST_AT_ONCE = 32
 """So many turns that wait are answered without looking for more: the others' requests wait meanwhile."""
-_QUIET_LOOPS = 8 if HTTP2 is None else 3
-"""... and after so many turns of the event loop that brought no further one. In one `grpc.aio` hands over one
-call, however many wait, our own server all that a connection has brought."""
+_QUIET_LOOPS = 8 if HTTP2 is None else 1
+"""... and after so many turns of the event loop that brought no further one. In one our own server hands over
+all that its connections have brought; `grpc.aio` hands over one call, however many wait."""
 
 
 class Dialogues:

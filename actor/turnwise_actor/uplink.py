@@ -176,7 +176,7 @@ class Uplink:
     def known(self) -> tuple[dict[str, PackedFact], Set[str], Set[str]]:
         """By key: facts on their way, and two sets of those settled last. As of now, for many questions.
 
-        New facts may be added to those on their way; see `room` and `took`.
+        Facts may be added to those on their way; see `room`, `took` and `send_on`.
         """
         return self._pending, self._settled.younger, self._settled.older
 
@@ -206,15 +206,16 @@ class Uplink:
         """
         taken: list[str] = []
         unsettled = [fact for each in facts if (fact := self._admit(each, taken)) is not None]
-        self._go_out(taken)
+        self.send_on(taken)
         return unsettled
 
     def took(self, keys: list[str]) -> None:
         """Sends facts on that were added to those known to be on their way, numbered as `room` says."""
         self._sequence += len(keys)
-        self._go_out(keys)
+        self.send_on(keys)
 
-    def _go_out(self, keys: list[str]) -> None:
+    def send_on(self, keys: list[str]) -> None:
+        """Sends facts on that were added to those known to be on their way, and had their numbers."""
         had_none = not self._queue
         self._queue += keys
         # Otherwise the sender's timer is set already.

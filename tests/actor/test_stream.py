@@ -17,8 +17,9 @@ from turnwise_actor.access import client_access
 from turnwise_actor.access.client_access import ClientAccess, Link
 from turnwise_actor.access.server_access import ServerAccess
 from turnwise_actor.http2 import HTTP2
-from turnwise_actor.http2.client import StreamEndedError
+from turnwise_actor.http2.client import Stream, StreamEndedError
 from turnwise_actor.http2.server import Http2Server
+from turnwise_actor.wires import AioStream
 
 LIMIT = 4 << 20
 PATH = "/test.Echo/Echo"
@@ -236,7 +237,23 @@ async def test_renewed_certificates_count_for_the_next_stream(own_server: bool, 
         stream = await link.stream(PATH)
         await stream.write([b"a"])
         assert await stream.read() == b"a"
+        stream.cancel()
         await link.close()
+
+
+@OWN
+async def test_what_goes_by_a_proxy_goes_by_grpc_which_knows_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving(True, Echo()) as address:
+        for proxy, kind in (("", Stream), ("http://127.0.0.1:9", AioStream)):
+            monkeypatch.setenv("https_proxy", proxy)
+            monkeypatch.setenv("no_proxy", "127.0.0.1")
+            link = Link(address.replace("127", "dns:///127"), ClientAccess())
+            stream = await link.stream(PATH)
+            assert type(stream) is kind
+            await stream.write([b"a"])
+            assert await stream.read() == b"a"
+            stream.cancel()
+            await link.close()
 
 
 @OWN

@@ -11,6 +11,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from cpython.tuple cimport PyTuple_GET_ITEM
 from libc.math cimport fabsf, isfinite
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
 from turnwise_actor.compiled.forward cimport Forward
@@ -46,6 +47,7 @@ cdef extern from "<byteswap.h>":
 
 cdef enum:
     MOST_REQUESTS = 256
+    MOST_ROOM = 1 << 20  # bytes that are kept from batch to batch
     CATEGORY = 1
     NUMBER = 2
     FLAG = 3
@@ -85,7 +87,8 @@ cdef class Act:
     cdef list _allowed
 
     # What its token says.
-    cdef bytes _plain
+    cdef Span _plain
+    """In `Turns._opened`, while the batch is answered; so are parent and user."""
     cdef Secret _secret
     cdef Span _dialogue, _user, _parent
     cdef uint64_t _index, _mode
@@ -95,7 +98,7 @@ cdef class Act:
     cdef list _unsettled
     """The facts that the next token has to carry."""
     cdef bint _has_strange
-    """... some of them unknown here: another actor's."""
+    """... some of them new here, and not for us to take up: without a number, or memory is full."""
 
     # What was decided.
     cdef int _action
@@ -338,6 +341,13 @@ cdef class Turns:
     """Where `Branches.known` keeps the continuations of decisions."""
     cdef dict _secrets
     """By the id that is in a token's head."""
+    cdef list _taken_up
+    """Keys of facts that the tokens of a batch have brought: another actor's, or forgotten here since."""
+    cdef Py_ssize_t _room
+    """For so many."""
+    cdef uint8_t* _opened
+    cdef Py_ssize_t _opened_size, _opened_room
+    """What the tokens of a batch say, one after the other."""
     cdef Secret _opening
     """What opened the token before, of this batch."""
     cdef bytes _domain_name, _fingerprint
@@ -403,24 +413,50 @@ cdef class Turns:
         self._use(policy)
         self._pending, self._settled, self._settled_before = self._uplink.known()
         self._opening = None
+        self._make_room(acts)
         now_ms = facts.now_ms()
-        for place, asked in enumerate(acts):
-            if type(asked) is not Act:
-                continue
-            act = asked
-            if self._open(act, now_ms):
-                if act._has_strange:
-                    act._unsettled = self._uplink.add(act._unsettled)
-                if not self._is_sound(act):
+        self._room, _, _ = self._uplink.room()
+        self._taken_up = []
+        try:
+            for place, asked in enumerate(acts):
+                if type(asked) is not Act:
                     continue
-                if self._has_room(act):
-                    act._place = place
-                    going.append(act)
-                elif act._unsettled:
-                    outcomes[place] = act._unsettled
+                act = asked
+                if self._open(act, now_ms):
+                    if act._has_strange:
+                        act._unsettled = self._uplink.add(act._unsettled)
+                    if not self._is_sound(act):
+                        continue
+                    if self._has_room(act):
+                        act._place = place
+                        going.append(act)
+                    elif act._unsettled:
+                        outcomes[place] = act._unsettled
+        finally:  # whatever comes of the turns, these are to be sent
+            if self._taken_up:
+                self._uplink.send_on(self._taken_up)
         if going and self._decide(policy, going):
             self._write(going, outcomes, now_ms)
         return outcomes
+
+    cdef int _make_room(self, list acts) except -1:
+        """For what the tokens of these say; of a large batch before it is let go."""
+        cdef Py_ssize_t size = 0
+        for asked in acts:
+            if type(asked) is Act:
+                size += (<Act> asked)._token.size
+        if size > self._opened_room or self._opened_room > MOST_ROOM:
+            free(self._opened)
+            self._opened_room = 0
+            self._opened = <uint8_t*> malloc(size + 1)
+            if self._opened == NULL:
+                raise MemoryError
+            self._opened_room = size
+        self._opened_size = 0
+        return 0
+
+    def __dealloc__(self):
+        free(self._opened)
 
     cdef _use(self, policy):
         """Makes ready for a policy; nothing to do for the one before."""
@@ -465,9 +501,10 @@ cdef class Turns:
             self._opening = self._secret_of(key)
         act._secret = self._opening
         sealed = Span(token.at + head, token.size - head)
-        act._plain = PyBytes_FromStringAndSize(NULL, sealed.size - _TAG)
+        act._plain = Span(self._opened + self._opened_size, sealed.size - _TAG)
+        self._opened_size += act._plain.size
         if not act._secret.open(
-            token.at + 5, Span(token.at, head), _span(self._domain_name), sealed, _start(act._plain)
+            token.at + 5, Span(token.at, head), _span(self._domain_name), sealed, <uint8_t*> act._plain.at
         ):
             return False
         act._dialogue = Span(token.at + _TOKEN_HEAD, head - _TOKEN_HEAD)
@@ -481,7 +518,7 @@ cdef class Turns:
         )
 
     cdef bint _read_state(self, Act act):
-        cdef Reader reader = inside(_span(act._plain))
+        cdef Reader reader = inside(act._plain)
         cdef Span part
         cdef uint64_t number
         cdef uint8_t tag
@@ -548,8 +585,13 @@ cdef class Turns:
                 elif tag == 0x0A or tag > 0x7F or not skip(&reader, tag & 7):
                     return False
             if name is not None:
-                act._unsettled.append(_new_tuple(PackedFact, (name, _bytes(span), incarnation, sequence)))
-                act._has_strange = True
+                fact = _new_tuple(PackedFact, (name, _bytes(span), incarnation, sequence))
+                act._unsettled.append(fact)
+                if sequence and len(self._taken_up) < self._room:
+                    self._pending[name] = fact
+                    self._taken_up.append(name)
+                else:
+                    act._has_strange = True
                 return True
         return False
 

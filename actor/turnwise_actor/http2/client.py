@@ -51,6 +51,7 @@ class Stream(_Wire):  # type: ignore[misc]
         """The next message of the server. Raises StreamEndedError."""
         while not self.unread:
             if self.closed or self.ended or self.fault is not None:
+                self.cancel()  # the connection was for this alone
                 raise self._end()
             self._waiting = asyncio.get_running_loop().create_future()
             await self._waiting
@@ -160,9 +161,9 @@ async def open_stream(
     Raises:
         StreamEndedError: Nobody answers there, or not with the certificate that is wanted.
     """
-    host, _, port = address.rpartition(":")
+    host, _, port = address.removeprefix("dns:///").rpartition(":")
+    authority = f"{server_name or host}:{port}"
     host = host.strip("[]")
-    authority = f"{server_name}:{port}" if server_name else address
     named = None if tls is None else server_name or host
     try:
         _, connection = await asyncio.get_running_loop().create_connection(

@@ -1,4 +1,4 @@
-"""A connection of the HTTP/2 server with anything on the wire: what was sent arrives, come what may."""
+"""Either end of an HTTP/2 connection with anything on the wire: what was sent arrives, come what may."""
 
 from __future__ import annotations
 
@@ -218,6 +218,93 @@ def answer_wildly(wild: Wild, call: Any) -> None:
         wild.random.choice(do)()
 
 
+HEAD = [
+    (b":method", b"POST"),
+    (b":scheme", b"http"),
+    (b":authority", b"localhost"),
+    (b":path", b"/a/b"),
+    (b"te", b"trailers"),
+]
+
+
+def new_client() -> tuple[Any, Any]:
+    """A session and the call that it has begun."""
+    assert HTTP2 is not None
+    session, call = HTTP2.Session(None, LIMIT, 0, WINDOW), HTTP2.Call()
+    session.begin(call, HEAD)
+    return session, call
+
+
+def test_our_client_and_our_server_understand_each_other() -> None:
+    def draw(wild: Wild) -> bytes:
+        (client, asking), server = new_client(), new_session()
+        to_send = [wild.random.randbytes(size) for _ in range(3) for size in sizes(wild)]
+        given, came, back = list(to_send), list[bytes](), list[bytes]()
+        answering: Any = None
+        carried = b""
+        while len(back) < len(given):
+            for _ in range(wild.random.randrange(3)):
+                if to_send:
+                    asking.send_all([as_parts(wild, to_send.pop(0))])
+            for sender, receiver in ((client, server), (server, client)):
+                if content := all_sent(sender) if wild.chance(0.5) else sender.send():
+                    carried += content
+                    for piece in cut(wild, content, 70_000):
+                        receiver.receive(piece)
+            answering = next(iter(server.news()), answering)
+            if answering is not None and answering.unread:
+                echoed = answering.take_some(wild.random.randint(1, 4))
+                came += echoed
+                answering.send_all([as_parts(wild, each) for each in echoed])
+            client.news()
+            if asking.unread:
+                back.append(asking.take())
+        assert came == back == given
+        if answering is not None:
+            asking.finish([])
+            server.receive(all_sent(client))
+            assert answering.ended
+            answering.finish(STATUS)
+            client.receive(all_sent(server))
+            assert asking.closed
+            assert asking.metadata[-1:] == STATUS
+        return carried
+
+    for _ in inputs("http2 client", draw):
+        pass
+
+
+def test_a_wild_server_does_no_harm_to_a_client() -> None:
+    over = 0
+
+    def draw(wild: Wild) -> bytes:
+        nonlocal over
+        (session, call), sent = new_client(), b""
+        session.send()
+        greetings = (frame(SETTINGS), frame(SETTINGS, ACK), frame(HEADERS, END_HEADERS, 1, b"\x88"))
+        for part in [*greetings, *(wild_frame(wild) for _ in range(wild.random.randrange(40)))]:
+            content = wild.damaged(part) if wild.chance(0.05) else part
+            sent += content
+            try:
+                for piece in cut(wild, content, 5_000) if wild.chance(0.2) else [content]:
+                    session.receive(piece)
+                session.news()
+                answer_wildly(wild, call)
+                list(frames(session.send()))
+            except HTTP2.ConnectionError:  # type: ignore[union-attr]
+                break
+            if session.over:
+                break
+        over += bool(session.over or call.closed)
+        session.close()
+        assert call.closed
+        return sent
+
+    for _ in inputs("http2 wild server", draw):
+        pass
+    assert over
+
+
 def test_what_has_been_dealt_with_is_let_go_although_there_is_always_more() -> None:
     session = new_session()
     session.receive(greeting() + frame(HEADERS, END_HEADERS, 1, head("/a/b")))
@@ -253,3 +340,8 @@ def test_what_is_no_message_is_refused_where_it_stands() -> None:
         call.finish(STATUS * 40)
     with pytest.raises(TypeError):
         session.receive("text")
+    client, asking = new_client()
+    with pytest.raises(ValueError, match="begun already"):
+        client.begin(asking, HEAD)
+    with pytest.raises(ValueError, match="headers"):
+        client.begin(HTTP2.Call(), HEAD * 9)  # type: ignore[union-attr]

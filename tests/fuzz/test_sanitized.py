@@ -15,7 +15,7 @@ SOURCES = ("client", "actor", "learner", "deploy", "tests", "examples")
 FLAGS = "-fsanitize=address,undefined -fno-omit-frame-pointer"
 WATCHED = (
     *("tests/fuzz/test_turns.py", "tests/actor/test_compiled.py"),
-    *("tests/fuzz/test_http2.py", "tests/actor/test_http2.py"),
+    *("tests/fuzz/test_http2.py", "tests/actor/test_http2.py", "tests/actor/test_stream.py"),
 )
 
 

@@ -159,8 +159,8 @@ class Link:
     async def stream(self, path: str, max_message_bytes: int = _MAX_MESSAGE_BYTES) -> Stream | AioStream:
         """Begins a call of a method, given by its path, whose messages go both ways, serialized.
 
-        Where HTTP/2 of our own was built and no proxy is in between, it has a connection of its own, and costs
-        a fraction of one on the channel. Raises StreamEndedError.
+        Where HTTP/2 of our own was built and no proxy is in between, it has a connection of its own and its
+        messages cost a fraction of those on the channel. Raises StreamEndedError.
         """
         if HTTP2 is None or any(map(os.environ.get, _PROXIES)):
             return AioStream(self.channel().stream_stream(path, None, None)(None, metadata=self.metadata()))

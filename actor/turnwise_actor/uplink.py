@@ -444,11 +444,7 @@ class Uplink:
         self._queue = deque(self._pending)
 
     async def _session(self) -> None:
-        opening = asyncio.wait_for(self._link.stream(_APPEND), self._config.ack_timeout_s)
-        try:
-            stream = _Stream(await opening)
-        except asyncio.TimeoutError:
-            raise LearnerAwayError(f"no connection within {self._config.ack_timeout_s:g} s") from None
+        stream = _Stream(await self._open())
         tasks = [
             asyncio.create_task(work, name=name)
             for name, work in (
@@ -467,6 +463,20 @@ class Uplink:
         for outcome in outcomes:
             if isinstance(outcome, Exception) and not isinstance(outcome, asyncio.CancelledError):
                 raise outcome
+
+    async def _open(self) -> Stream | AioStream:
+        opening = asyncio.create_task(self._link.stream(_APPEND), name="uplink-open")
+        try:
+            # Not asyncio.wait_for: before Python 3.12 it may swallow the cancellation that ends this task.
+            done, _ = await asyncio.wait((opening,), timeout=self._config.ack_timeout_s)
+        except asyncio.CancelledError:
+            opening.add_done_callback(_close_unused)
+            opening.cancel()
+            raise
+        if not done:
+            opening.cancel()
+            raise LearnerAwayError(f"no connection within {self._config.ack_timeout_s:g} s")
+        return opening.result()
 
     async def _send(self, stream: _Stream) -> None:
         while True:
@@ -500,7 +510,7 @@ class Uplink:
 
     async def _wait_for_work(self, stream: _Stream) -> None:
         """Until there is something to send, or a report is due."""
-        # Not asyncio.wait_for: before Python 3.12 it may swallow the cancellation that ends this task.
+        # Not asyncio.wait_for, as above.
         timer = None
         if self._connected and self._may_send(stream):
             pause_s = self._due_at(stream) - time.monotonic()
@@ -603,6 +613,11 @@ class Uplink:
                 oldest = started_at
             if oldest is not None and time.monotonic() - oldest > self._config.ack_timeout_s:
                 raise LearnerAwayError(f"it left a batch unanswered for {self._config.ack_timeout_s:g} s")
+
+
+def _close_unused(opening: asyncio.Task[Stream | AioStream]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().cancel()
 
 
 def _give_up(done: asyncio.Future[int | None]) -> None:

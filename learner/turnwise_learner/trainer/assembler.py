@@ -37,7 +37,7 @@ class Assembler:
         load: `(dialogue_ids, through_seq) -> rows` of these dialogues in journal order, from the journal.
         domain_json: `(fingerprint) -> JSON or None`, the domains that the journal was written under.
         max_dialogues: Dialogues kept folded in memory, those that spoke last.
-        max_tails: Others of which is kept where they stood, at least half as many; half a kilobyte each. The
+        max_tails: Others of which is kept where they stood, at least half as many; 0.7 KB each. The
             rest are folded again when they speak, and so are these when more than a next turn comes of them.
     """
 

@@ -626,3 +626,26 @@ def test_sockets_ask_for_clients_that_are_gone() -> None:
     (one,) = server._sockets
     assert one.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
     one.close()
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="of Linux")
+async def test_a_machine_that_is_gone_is_given_up_in_the_time_that_is_asked_for() -> None:
+    server = Http2Server((), LIMIT, silence_s=10)
+    port = server.bind("127.0.0.1:0", None)
+    await server.start()
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    await eventually(lambda: len(server.connections) == 1)
+    taken = next(iter(server.connections))._transport.get_extra_info("socket")
+    told = {
+        name: taken.getsockopt(socket.IPPROTO_TCP, getattr(socket, name))
+        for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT")
+    }
+    assert taken.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    assert told == {
+        "TCP_KEEPIDLE": 10,
+        "TCP_KEEPINTVL": 5,
+        "TCP_KEEPCNT": 3,
+        "TCP_USER_TIMEOUT": 25_000,
+    }
+    writer.close()
+    await server.stop(0)

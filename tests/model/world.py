@@ -183,6 +183,15 @@ class Outbox:
     def took(self, keys: Sequence[str]) -> None:
         """They are among those pending already."""
 
+    def send_on(self, keys: Sequence[str]) -> None:
+        """So are they."""
+
+    async def until_settled(self, facts: Sequence[PackedFact], wait_ms: float) -> bool:
+        waiting = [fact for fact in facts if fact.key not in self.settled]
+        if waiting and self.reaches:
+            await self._send(waiting)
+        return not waiting or self.reaches
+
     async def settle(self, facts: Sequence[PackedFact], wait_ms: float | None = None) -> int | None:
         self.settled -= {fact.key for fact in facts}
         self.add(facts)

@@ -21,6 +21,8 @@ from turnwise_actor.http2.client import Stream, StreamEndedError
 from turnwise_actor.http2.server import Http2Server
 from turnwise_actor.wires import AioStream
 
+from .raw_http2 import END_HEADERS, END_STREAM, HEADERS, SETTINGS, frame
+
 LIMIT = 4 << 20
 PATH = "/test.Echo/Echo"
 OWN = pytest.mark.skipif(HTTP2 is None, reason="HTTP/2 is not compiled here")
@@ -290,4 +292,25 @@ async def test_a_message_that_is_too_large_is_an_end(own_server: bool) -> None:
         await stream.write([b"x" * 1_001])
         assert (await ending(stream)).code == grpc.StatusCode.RESOURCE_EXHAUSTED
         stream.cancel()
+        await link.close()
+
+
+@OWN
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [("403", grpc.StatusCode.PERMISSION_DENIED), ("502", grpc.StatusCode.UNAVAILABLE)],
+)
+async def test_what_lies_between_may_answer_for_the_server(status: str, code: grpc.StatusCode) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(100)
+        block = b"\x08" + bytes((len(status),)) + status.encode()  # :status, from the static table
+        writer.write(frame(SETTINGS) + frame(HEADERS, END_HEADERS | END_STREAM, 1, block))
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        link = Link(f"127.0.0.1:{server.sockets[0].getsockname()[1]}", ClientAccess())
+        error = await refused(link)
+        assert (error.code, error.details) == (code, f"no gRPC server answers there: HTTP {status}")
         await link.close()

@@ -16,7 +16,7 @@ from turnwise_actor.http2.metadata import Value, write_metadata
 _WINDOW_BYTES = 1 << 20
 """On their way here or not yet read."""
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
-_PLACE_CODES = {
+_BY_HTTP_STATUS = {
     b"400": grpc.StatusCode.INTERNAL,
     b"401": grpc.StatusCode.UNAUTHENTICATED,
     b"403": grpc.StatusCode.PERMISSION_DENIED,
@@ -57,6 +57,7 @@ class Stream(_Wire):  # type: ignore[misc]
             await self._waiting
         message = self.take()
         if not isinstance(message, bytes):
+            self.cancel()
             raise StreamEndedError(grpc.StatusCode.INTERNAL, "a message is compressed, unasked")
         self._connection.flush()  # the server is told that there is room
         return message
@@ -78,11 +79,11 @@ class Stream(_Wire):  # type: ignore[misc]
         if status.isdigit():
             details = unquote(told.get(b"grpc-message", b"").decode("latin-1"))
             return StreamEndedError(_CODES.get(int(status), grpc.StatusCode.UNKNOWN), details)
-        place = self.head.get(b":status", b"")
-        if place in (b"", b"200"):
+        answered = self.head.get(b":status", b"")
+        if answered in (b"", b"200"):
             return StreamEndedError(grpc.StatusCode.UNAVAILABLE, "the connection broke")
-        code = _PLACE_CODES.get(place, grpc.StatusCode.UNAVAILABLE)
-        return StreamEndedError(code, f"no gRPC server answers there: HTTP {place.decode('latin-1')}")
+        code = _BY_HTTP_STATUS.get(answered, grpc.StatusCode.UNAVAILABLE)
+        return StreamEndedError(code, f"no gRPC server answers there: HTTP {answered.decode('latin-1')}")
 
 
 class _Connection(asyncio.Protocol):

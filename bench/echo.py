@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from turnwise_actor.event_loop import new_loop
+from turnwise_actor import event_loop
 
 SERVICE = "bench.Echo"
 
@@ -47,6 +47,4 @@ async def serve(reply_bytes: int) -> None:
 
 
 if __name__ == "__main__":
-    loop = new_loop()
-    asyncio.set_event_loop(loop)
-    loop.run_until_complete(serve(int(sys.argv[1])))
+    event_loop.run(serve(int(sys.argv[1])))

@@ -26,11 +26,11 @@ from turns import write_domain
 from turnwise.v1 import dialogue_pb2 as pb
 from turnwise.v1 import training_pb2
 from turnwise.v1.dialogue_pb2_grpc import add_DialogueServicer_to_server
+from turnwise_actor import event_loop
 from turnwise_actor.access.client_access import Link
 from turnwise_actor.access.unreadable import UnreadableRequests
 from turnwise_actor.config import StreamConfig, TokenConfig, UplinkConfig
 from turnwise_actor.dialogues import Dialogues
-from turnwise_actor.event_loop import new_loop
 from turnwise_actor.http2 import HTTP2
 from turnwise_actor.http2.connection import Connection
 from turnwise_actor.http2.server import Http2Server
@@ -208,14 +208,12 @@ def main() -> int:
     if HTTP2 is None:
         say("the HTTP/2 server was not compiled here")
         return 1
-    loop = new_loop()
-    asyncio.set_event_loop(loop)
     figures = {}
     for connections, requests, together in SHAPES:
         name = f"{connections} x {requests}{' together' if together else ''}"
         with tempfile.TemporaryDirectory(prefix="turnwise-turn-path-") as folder:
             work = measure(Path(folder), connections, requests, together)
-            figures[name] = loop.run_until_complete(work)
+            figures[name] = event_loop.run(work)
         say(f"{name}: {figures[name]:.1f} us a turn")
     print(Report("turn_path", figures={"us_per_turn": figures}).line())
     return 0

@@ -247,7 +247,7 @@ class Uplink:
             self._urgent = True
             self._wake.set()
         # Not asyncio.wait: a busy actor's turns come by here, and it takes several times as long.
-        timer = loop.call_later(self._patience_s(wait_ms), _give_up, group.done)
+        timer = loop.call_later(self._patience_s(wait_ms), _tell, group.done, None)
         try:
             cursor = await group.done
             if cursor is None:
@@ -269,7 +269,7 @@ class Uplink:
             if fact.key in self._pending:
                 done: asyncio.Future[int | None] = loop.create_future()
                 self._watched.setdefault(fact.key, []).append(done)
-                timer = loop.call_at(ends_at, _give_up, done)
+                timer = loop.call_at(ends_at, _tell, done, None)
                 try:
                     if await done is None:
                         return False
@@ -365,11 +365,10 @@ class Uplink:
             self._pending.pop(key, None)
             for group in self._groups.get(key, ()) if self._groups else ():
                 group.missing.discard(key)
-                if not group.missing and not group.done.done():
-                    group.done.set_result(cursor)
+                if not group.missing:
+                    _tell(group.done, cursor)
             for done in self._watched.pop(key, ()) if self._watched else ():
-                if not done.done():
-                    done.set_result(cursor)
+                _tell(done, cursor)
 
     def _refuse(self, refused: training_pb2.Refused) -> None:
         """A malformed fact: nothing will ever take it, so it leaves memory and tokens, and is told of."""
@@ -377,8 +376,7 @@ class Uplink:
         self._pending.pop(refused.key, None)
         self._settled.add([refused.key])
         for done in self._watched.pop(refused.key, ()):
-            if not done.done():
-                done.set_result(0)
+            _tell(done, 0)
         for group in self._groups.get(refused.key, ()):
             if not group.done.done():
                 group.done.set_exception(FactRefusedError(refused.reason))
@@ -620,9 +618,10 @@ def _close_unused(opening: asyncio.Task[Stream | AioStream]) -> None:
         opening.result().cancel()
 
 
-def _give_up(done: asyncio.Future[int | None]) -> None:
+def _tell(done: asyncio.Future[int | None], cursor: int | None) -> None:
+    """Unless it has been told, or nobody waits any more."""
     if not done.done():
-        done.set_result(None)
+        done.set_result(cursor)
 
 
 def _ack(message: bytes) -> training_pb2.Ack:

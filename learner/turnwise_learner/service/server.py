@@ -130,7 +130,8 @@ class Service:
         await self._recall()
         self._register()
         try:
-            self.address = self._config.address(self._bind())
+            port = _bind(self._server, self._config.access, self._config.listen)
+            self.address = self._config.address(port)
             self.local_address = self._bind_local()
             if self._config.metrics_listen is not None:
                 await self._serve_metrics(self._config.metrics_listen)
@@ -235,9 +236,6 @@ class Service:
     def _new_server(self, *guards: Guard) -> Any:
         most = self._config.max_message_bytes
         return new_server((*guards, UnreadableRequests()), most, _SILENCE_S, _OPTIONS)
-
-    def _bind(self) -> int:
-        return _bind(self._server, self._config.access, self._config.listen)
 
     def _bind_local(self) -> str:
         address = self._config.local_listen

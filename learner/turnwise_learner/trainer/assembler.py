@@ -65,8 +65,8 @@ class Assembler:
         for row, obs in zip(rows, self._reader.observed(rows), strict=True):
             change = self._folds[row.dialogue_id].add(row, obs)
             if change is None:
-                fold = self._folds[row.dialogue_id] = self._fold_again(row.dialogue_id, row.seq - 1)
-                change = fold.add(row, obs)
+                self._folds |= self._read([row.dialogue_id], row.seq - 1)
+                change = self._folds[row.dialogue_id].add(row, obs)
                 assert change is not None
             changes.append(change)
         while len(self._folds) > self._max_dialogues:
@@ -86,7 +86,7 @@ class Assembler:
         only_turns: dict[str, bool] = {}
         for row in rows:
             only_turns[row.dialogue_id] = row.kind <= DECIDED and only_turns.get(row.dialogue_id, True)
-        again: dict[str, DialogueFold] = {}
+        again: list[str] = []
         for dialogue_id, goes_on in only_turns.items():
             fold = self._folds.get(dialogue_id)
             if fold is None:
@@ -94,23 +94,22 @@ class Assembler:
                 if tail is not None and goes_on:
                     self._folds[dialogue_id] = DialogueFold(self._reader, tail)
                 else:
-                    again[dialogue_id] = DialogueFold(self._reader)
+                    again.append(dialogue_id)
             elif fold.is_tail and not goes_on:
-                again[dialogue_id] = DialogueFold(self._reader)
+                again.append(dialogue_id)
             else:
                 self._folds.move_to_end(dialogue_id)
         if again:
-            for earlier in self._load(list(again), rows[0].seq - 1):
-                again[earlier.dialogue_id].add(earlier, anew=False)
-            for dialogue_id, fold in again.items():
-                self._folds[dialogue_id] = fold
+            self._folds |= self._read(again, rows[0].seq - 1)
+            for dialogue_id in again:
                 self._folds.move_to_end(dialogue_id)
 
-    def _fold_again(self, dialogue_id: str, through_seq: int) -> DialogueFold:
-        fold = DialogueFold(self._reader)
-        for earlier in self._load([dialogue_id], through_seq):
-            fold.add(earlier, anew=False)
-        return fold
+    def _read(self, dialogue_ids: Sequence[str], through_seq: int) -> dict[str, DialogueFold]:
+        """Folded from the journal."""
+        folds = {dialogue_id: DialogueFold(self._reader) for dialogue_id in dialogue_ids}
+        for earlier in self._load(dialogue_ids, through_seq):
+            folds[earlier.dialogue_id].add(earlier, anew=False)
+        return folds
 
 
 class FactReader:

@@ -142,19 +142,12 @@ class Link:
         self._address = address
         self._access = access
         self._options = access.channel_options(options)
-        self._channel = Followed("certificates", access.connection_files(), self._connect)
-        self._tls = Followed("certificates of streams", access.connection_files(), access.ssl_context)
+        self._way = Followed("certificates", access.connection_files(), self._connect)
         self._closing: set[asyncio.Task[None]] = set()
 
     def channel(self) -> grpc.aio.Channel:
         """The channel to begin a call or stream on."""
-        old = self._channel.value
-        if self._channel.look():
-            # What goes on over the old connection breaks, and is begun anew over the new one.
-            task = asyncio.ensure_future(_close(old))
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
-        return self._channel.value
+        return self._latest().channel
 
     async def stream(self, path: str, max_message_bytes: int = _MAX_MESSAGE_BYTES) -> Stream | AioStream:
         """Begins a call of a method, given by its path, whose messages go both ways, serialized.
@@ -166,7 +159,7 @@ class Link:
             return AioStream(self.channel().stream_stream(path, None, None)(None, metadata=self.metadata()))
         name = self._access.server_name
         return await open_stream(
-            self._address, path, self.metadata(), self._tls.latest(), name, max_message_bytes
+            self._address, path, self.metadata(), self._latest().tls, name, max_message_bytes
         )
 
     def metadata(self) -> Metadata:
@@ -178,15 +171,34 @@ class Link:
             return ()
 
     async def close(self) -> None:
-        """Ends the connection and all that goes on over it."""
+        """Ends the channel and all that goes on over it."""
         await asyncio.gather(*self._closing)
-        await self._channel.value.close(None)
+        await self._way.value.channel.close(None)
 
-    def _connect(self) -> grpc.aio.Channel:
-        credentials = self._access.channel_credentials()
+    def _latest(self) -> _Way:
+        old = self._way.value.channel
+        if self._way.look():
+            # What goes on over the old channel breaks, and is begun anew over the new one.
+            task = asyncio.ensure_future(_close(old))
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+        return self._way.value
+
+    def _connect(self) -> _Way:
+        credentials, tls = self._access.channel_credentials(), self._access.ssl_context()
         if credentials is None:
-            return grpc.aio.insecure_channel(self._address, self._options)
-        return grpc.aio.secure_channel(self._address, credentials, self._options)
+            channel = grpc.aio.insecure_channel(self._address, self._options)
+        else:
+            channel = grpc.aio.secure_channel(self._address, credentials, self._options)
+        return _Way(channel, tls)
+
+
+class _Way(NamedTuple):
+    """What one state of the certificate files gives."""
+
+    channel: grpc.aio.Channel
+    tls: ssl.SSLContext | None
+    """For connections of our own."""
 
 
 async def _close(channel: grpc.aio.Channel) -> None:

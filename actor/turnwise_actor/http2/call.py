@@ -14,6 +14,7 @@ import grpc.aio
 
 from turnwise_actor.access.handlers import behaviour_of, drive
 from turnwise_actor.http2 import HTTP2
+from turnwise_actor.http2.carrier import wake
 from turnwise_actor.http2.metadata import Metadata, Value, read_metadata, read_timeout, write_status
 
 if TYPE_CHECKING:
@@ -70,9 +71,9 @@ class Call(_Wire):  # type: ignore[misc]
         if self._take is not None:
             self._hand_over()
         else:
-            _wake(self._reading)
+            wake(self._reading)
         if self._writing is not None and self.unsent <= self._room_at:
-            _wake(self._writing)
+            wake(self._writing)
 
     def _begin(self) -> None:
         self._begun = True
@@ -115,7 +116,7 @@ class Call(_Wire):  # type: ignore[misc]
         if self._deadline is not None:
             self._deadline.cancel()
         self._give_up()
-        _wake(self._writing)
+        wake(self._writing)
 
     def _give_up(self) -> None:
         """Cancels the servicer, once: what it does in its `finally` is left to it."""
@@ -303,8 +304,3 @@ class _Requests:
         if request is _EOF:
             raise StopAsyncIteration
         return request
-
-
-def _wake(waiting: asyncio.Future[None] | None) -> None:
-    if waiting is not None and not waiting.done():
-        waiting.set_result(None)

@@ -11,7 +11,8 @@ from urllib.parse import unquote
 import grpc
 
 from turnwise_actor.http2 import HTTP2
-from turnwise_actor.http2.metadata import Value, write_metadata
+from turnwise_actor.http2.carrier import Carrier, wake
+from turnwise_actor.http2.metadata import Fields, Value, write_metadata
 
 _WINDOW_BYTES = 1 << 20
 """On their way here or not yet read."""
@@ -44,8 +45,7 @@ class Stream(_Wire):  # type: ignore[misc]
 
     def news(self) -> None:
         """Something has come."""
-        if self._waiting is not None and not self._waiting.done():
-            self._waiting.set_result(None)
+        wake(self._waiting)
 
     async def read(self) -> bytes:
         """The next message of the server. Raises StreamEndedError."""
@@ -59,13 +59,13 @@ class Stream(_Wire):  # type: ignore[misc]
         if not isinstance(message, bytes):
             self.cancel()
             raise StreamEndedError(grpc.StatusCode.INTERNAL, "a message is compressed, unasked")
-        self._connection.flush()  # the server is told that there is room
+        self._connection.flush_soon()  # the server is told that there is room
         return message
 
     async def write(self, message: list[bytes]) -> None:
         """Sends a message, given in parts; nothing happens when the stream has ended, which `read` tells."""
         self.send_all([message])
-        self._connection.flush()
+        self._connection.flush_soon()
 
     def cancel(self) -> None:
         """Ends it here and now."""
@@ -86,65 +86,21 @@ class Stream(_Wire):  # type: ignore[misc]
         return StreamEndedError(code, f"no gRPC server answers there: HTTP {answered.decode('latin-1')}")
 
 
-class _Connection(asyncio.Protocol):
-    """Passes bytes to and fro."""
+class _Connection(Carrier):
+    """The client's end: one call is all that it carries."""
 
-    def __init__(self, path: str, authority: str, metadata: Iterable[tuple[str, Value]], most: int) -> None:
+    def __init__(self, head: Fields, max_message_bytes: int) -> None:
+        super().__init__(asyncio.get_running_loop())
         self.stream = Stream(self)
-        self._transport: Any = None
-        self._session: Any = None
-        self._paused = False
-        self._path, self._authority, self._metadata, self._most = path, authority, metadata, most
+        self._head, self._max_message_bytes = head, max_message_bytes
 
     def connection_made(self, transport: Any) -> None:
-        self._transport = transport
-        tls = transport.get_extra_info("ssl_object")
-        scheme = "http" if tls is None else "https"
-        head = {":method": "POST", ":scheme": scheme, ":path": self._path, ":authority": self._authority}
-        head |= {"te": "trailers", "content-type": "application/grpc"}
+        """A server is there."""
         assert HTTP2 is not None
-        self._session = HTTP2.Session(None, self._most, 0, _WINDOW_BYTES)
-        self._session.begin(self.stream, write_metadata((*head.items(), *self._metadata)))
-        self.flush()
-
-    def data_received(self, data: bytes) -> None:
-        try:
-            self._session.receive(data)
-        except HTTP2.ConnectionError:  # type: ignore[union-attr]
-            self.abort()
-            return
-        self._pass_on()
-        self.flush()
-
-    def pause_writing(self) -> None:
-        self._paused = True
-
-    def resume_writing(self) -> None:
-        self._paused = False
-        self.flush()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._session.close()
-        self._pass_on()
-
-    def flush(self) -> None:
-        """Sends what there is to send, unless it is not taken."""
-        try:
-            while not self._paused and not self._transport.is_closing() and (content := self._session.send()):
-                self._transport.write(content)
-        except HTTP2.ConnectionError:  # type: ignore[union-attr]
-            self.abort()
-            return
-        if self._session.over:
-            self._transport.close()
-
-    def abort(self) -> None:
-        """Closes it now."""
-        self._transport.abort()
-
-    def _pass_on(self) -> None:
-        for call in self._session.news():
-            call.news()
+        self._transport = transport
+        self._session = HTTP2.Session(None, self._max_message_bytes, 0, _WINDOW_BYTES)
+        self._session.begin(self.stream, self._head)
+        self.flush_soon()
 
 
 async def open_stream(
@@ -163,12 +119,20 @@ async def open_stream(
         StreamEndedError: Nobody answers there, or not with the certificate that is wanted.
     """
     host, _, port = address.removeprefix("dns:///").rpartition(":")
-    authority = f"{server_name or host}:{port}"
+    head = {
+        ":method": "POST",
+        ":scheme": "http" if tls is None else "https",
+        ":path": path,
+        ":authority": f"{server_name or host}:{port}",
+        "te": "trailers",
+        "content-type": "application/grpc",
+    }
+    fields = write_metadata((*head.items(), *metadata))
     host = host.strip("[]")
     named = None if tls is None else server_name or host
     try:
         _, connection = await asyncio.get_running_loop().create_connection(
-            lambda: _Connection(path, authority, metadata, max_message_bytes),
+            lambda: _Connection(fields, max_message_bytes),
             host,
             int(port),
             ssl=tls,

@@ -1,15 +1,15 @@
-"""One connection: an asyncio protocol around `compiled.http2.Session`."""
+"""One connection of a client to our server."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import ssl
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from turnwise_actor.http2 import HTTP2
 from turnwise_actor.http2.call import Call
+from turnwise_actor.http2.carrier import Carrier
 
 if TYPE_CHECKING:
     from turnwise_actor.http2.server import Http2Server
@@ -21,20 +21,13 @@ WINDOW_BYTES = 256 * 1024
 _GREETING_S = 20.0
 """A client that has not begun to speak HTTP/2 by then is hung up on."""
 
-logger = logging.getLogger(__name__)
 
-
-class Connection(asyncio.Protocol):
-    """Passes bytes to and fro, and news to calls."""
+class Connection(Carrier):
+    """The server's end."""
 
     def __init__(self, server: Http2Server, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop)
         self.server = server
-        self.loop = loop
-        self.peer = ""
-        self._transport: Any = None
-        self._session: Any = None
-        self._flushing = False
-        self._paused = False
         self._auth: dict[str, list[bytes]] | None = None
         self._greeting: asyncio.TimerHandle | None = None
 
@@ -57,72 +50,19 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes have come."""
-        session = self._session
-        if session is None:
-            return
         if self._greeting is not None:
             self._greeting.cancel()
             self._greeting = None
-        try:
-            session.receive(data)
-        except HTTP2.ConnectionError as error:  # type: ignore[union-attr]
-            self._give_up(error)
-            return
-        self._pass_on()
-        if not self._flushing and session.wants_to_send:
-            self.flush_soon()
-
-    def pause_writing(self) -> None:
-        """The client, or the network, does not take what is sent."""
-        self._paused = True
-
-    def resume_writing(self) -> None:
-        """It does again."""
-        self._paused = False
-        self.flush_soon()
+        super().data_received(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Every call is over; nobody is left to be told."""
         self.server.connections.discard(self)
         if self._greeting is not None:
             self._greeting.cancel()
-        if self._session is not None:
-            self._session.close()
-            self._pass_on()
+        super().connection_lost(exc)
 
-    # Called by calls and the server.
-
-    def flush_soon(self) -> None:
-        """Sends what there is to send, once everything that is being done has been done."""
-        if not self._flushing:
-            self._flushing = True
-            self.loop.call_soon(self._flush)
-
-    def _flush(self) -> None:
-        self._flushing = False
-        session, transport = self._session, self._transport
-        if session is None or transport.is_closing():
-            return
-        try:
-            while not self._paused and (content := session.send()):
-                transport.write(content)
-        except HTTP2.ConnectionError as error:  # type: ignore[union-attr]
-            self._give_up(error)
-            return
-        self._pass_on()
-        if session.over:
-            transport.close()
-        elif session.wants_to_send and not self._paused:
-            self.flush_soon()
-
-    def _pass_on(self) -> None:
-        """Tells calls that something has come of them."""
-        for call in self._session.news():
-            call.news()
-
-    def _give_up(self, error: Exception) -> None:
-        logger.debug("hung up on %s: %s", self.peer, error)
-        self._transport.abort()
+    # Called by the server and by calls.
 
     def announce_end(self) -> None:
         """The client is to begin nothing more here."""
@@ -137,10 +77,6 @@ class Connection(asyncio.Protocol):
         else:
             self._session.end()
             self.flush_soon()
-
-    def abort(self) -> None:
-        """Closes it now."""
-        self._transport.abort()
 
     @property
     def calls(self) -> list[Call]:
